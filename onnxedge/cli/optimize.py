@@ -1,0 +1,163 @@
+"""``onnxedge optimize``: run a pipeline of passes over a model and show what came out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxedge.cli.options import (
+    complete_pipeline,
+    given,
+    input_shape_option,
+    model_argument,
+    preprocess_option,
+    read_input_shapes,
+    read_share,
+    seed_option,
+    target_option,
+    threads_option,
+    verbose_option,
+)
+from onnxedge.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from onnxedge.report.records import Report
+
+DEFAULT_PASSES = "fold,fuse"  #: exact up to float rounding: needs no data, loses no accuracy
+
+_path = click.Path(path_type=Path)
+
+
+@click.command(short_help="Run a pipeline of passes over a model and measure the result.")
+@model_argument()
+@click.option(
+    "--passes",
+    metavar="TEXT",
+    shell_complete=complete_pipeline,
+    help="Pipeline, such as 'prune(macs=0.5),fuse,int8'; onnxedge passes lists what there is.  "
+    f"[default: {DEFAULT_PASSES}, which keep the accuracy]",
+)
+@click.option("--recipe", type=_path, metavar="FILE", help="TOML or YAML with all of this; the command line wins.")
+@target_option
+@click.option(
+    "--calib", type=click.Path(), metavar="DATA", help="Samples to fit on: npz, npy, a folder, or module:function."
+)
+@click.option(
+    "--eval", type=click.Path(), metavar="DATA", help="Labelled samples to measure on; nothing is fitted to them."
+)
+@preprocess_option
+@click.option(
+    "-o",
+    "--output",
+    type=_path,
+    metavar="FILE",
+    help="Where to write.  [default: MODEL.optimized.onnx beside the input]",
+)
+@click.option(
+    "--report",
+    "report_path",
+    type=_path,
+    metavar="FILE",
+    help="Write all that was done as JSON, or as a page when FILE ends in .html.",
+)
+@click.option(
+    "--verify",
+    type=click.Choice(["off", "structure", "numeric"]),
+    help="What is checked behind each pass.  [default: numeric]",
+)
+@click.option(
+    "--strict", is_flag=True, default=None, help="A pass that breaks its promise ends the run; else it is rolled back."
+)
+@click.option("--dump-dir", type=_path, metavar="DIR", help="Keep the model behind each pass.")
+@seed_option
+@threads_option
+@input_shape_option
+@click.option("--metric", metavar="NAME", help="What --eval measures.  [default: top1]")
+@click.option("--max-drop", metavar="SHARE", help="Accuracy that may be lost, such as 2%.  [default: 2%]")
+@verbose_option
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+def optimize(
+    model: Path,
+    recipe: Path | None,
+    report_path: Path | None,
+    input_shapes: tuple[str, ...],
+    verbose: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Make MODEL smaller and faster by a pipeline of passes, and measure what came out.
+
+    The input is never overwritten. Where a pass makes the model worse, the better model is written and the report
+    says so.
+    """
+    settings, overrides = _settings(recipe, given(options))
+    if input_shapes:
+        settings["input_shapes"] = read_input_shapes(input_shapes)
+    if "max_drop" in settings:
+        settings["max_drop"] = read_share(settings["max_drop"], "--max-drop")
+    settings.setdefault("passes", DEFAULT_PASSES)
+    settings.setdefault("output", default_output(model))
+    if report_path is not None:
+        _check_report_path(report_path, model, settings)
+
+    from onnxedge import driver
+    from onnxedge.cli.console import Steps, output_console
+
+    with Steps(quiet=quiet, verbose=verbose) as steps:
+        result = driver.optimize(model, overrides=overrides, progress=steps, watch=steps.watch, **settings)
+    if report_path is not None:
+        _write_report(report_path, result.report)
+    if not quiet:
+        from onnxedge.report.terminal import print_report
+
+        print_report(result.report, output_console(), every_note=verbose)
+
+
+def default_output(model: Path) -> Path:
+    """Return the path of the output where the user names none: ``MODEL.optimized.onnx`` beside the input."""
+    return model.with_name(f"{model.stem or 'model'}.optimized.onnx")
+
+
+def _settings(recipe: Path | None, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of the run and the recipe's pass options; what the command line gives wins."""
+    if recipe is None:
+        return options, {}
+    from onnxedge.recipe import read_recipe
+
+    read = read_recipe(recipe)
+    return {**read.settings, **options}, dict(read.overrides)
+
+
+def _check_report_path(path: Path, model: Path, settings: dict[str, Any]) -> None:
+    """Refuse a report path that cannot be written or that is a file of the run, before any minute is spent.
+
+    Raises:
+        UserError: with the reason.
+    """
+    if path.is_dir():
+        raise UserError(f"--report {path}: is a folder; name the file")
+    if not path.parent.is_dir():
+        raise UserError(f"--report {path}: no such folder {str(path.parent)!r}")
+    for other in (model, settings["output"], settings.get("calib"), settings.get("eval")):
+        if other is not None and os.path.abspath(other) == os.path.abspath(path):
+            raise UserError(f"--report {path}: is another file of this run; name a file of its own")
+
+
+def _write_report(path: Path, report: Report) -> None:
+    if path.suffix.lower() in (".html", ".htm"):
+        from onnxedge.report.html import to_html
+
+        text = to_html(report)
+    else:
+        text = report.to_json()
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, "utf-8")
+        os.replace(partial, path)
+    except OSError as err:
+        raise UserError(f"--report {path}: cannot be written: {first_line(err)}") from err
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,436 @@
+"""The main job: a model in, a pipeline over it, the best model and the measured proof out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from onnxedge import __version__
+from onnxedge.data import Data, Preprocess, open_data, synthesise
+from onnxedge.errors import UserError
+from onnxedge.manager import Manager, Stage, Verify
+from onnxedge.measure import Judge, measure_size, verification_feeds
+from onnxedge.metrics import load_metric
+from onnxedge.model import io
+from onnxedge.model.edit import node_label, refresh_scopes, static_shape
+from onnxedge.passes import Context, Pass, Progress, Silent
+from onnxedge.pipeline import format_pass, format_pipeline, parse_pipeline
+from onnxedge.registry import find_pass, find_target
+from onnxedge.report.records import Fidelity, Measure, Report, Speed
+from onnxedge.runtime import CannotRun, Feed, InputSpec, Session, input_specs
+from onnxedge.target import Target
+from onnxedge.verify import infer_shapes
+
+Source = str | Path | onnx.ModelProto | ir.Model
+HELD_OUT = 0.25  #: share of the calibration samples that measures agreement when there is no evaluation data
+SYNTHETIC_SAMPLES = 96  #: samples made from the model's own statistics when the user gives none
+MEMORY_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if hasattr(os, "sysconf") else 8 << 30
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """Hold what came out: the model, the report, and the file where one was written."""
+
+    model: ir.Model
+    report: Report
+    output: Path | None
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Hold the samples of a run: to calibrate on, to compare on, and why there are none."""
+
+    calibration: Data | None
+    comparison: Data | None
+    feeds: Sequence[Feed]
+    unrunnable: str = ""
+
+
+def optimize(
+    model: Source,
+    passes: str | Sequence[Pass] = "fold,fuse",
+    *,
+    output: str | Path | None = None,
+    target: str | Target = "ort-cpu",
+    calib: Any = None,
+    eval: Any = None,
+    preprocess: str | None = None,
+    verify: Verify = "numeric",
+    strict: bool = False,
+    dump_dir: str | Path | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    metric: str = "top1",
+    max_drop: float = 0.02,
+    progress: Progress | None = None,
+    watch: Callable[[str], None] | None = None,
+) -> Optimized:
+    """Run a pipeline over a model, measure what came out against what went in, and keep the better one.
+
+    Args:
+        model: a path, a protobuf or an ``onnx_ir`` model; never changed.
+        passes: pipeline text, or passes that are already built.
+        output: where to write the result; None writes nothing.
+        target: name of a target, path of a target file, or a target.
+        calib: samples to calibrate on: a path, ``module:function``, arrays, or a CalibrationDataReader.
+        eval: labelled samples to measure on, in the same forms; never used to fit anything.
+        preprocess: how samples become inputs, such as ``"scale=1/255,layout=NCHW"``.
+        verify: ``numeric`` runs the model behind each pass, ``structure`` checks it, ``off`` does neither.
+        strict: a pass that breaks its promise ends the run instead of being rolled back.
+        dump_dir: folder for the model behind each pass.
+        seed: seed of all randomness; the same input and seed give the same bytes.
+        threads: threads of ONNX Runtime, for running and timing.
+        input_shapes: sizes for free dimensions, used for synthesised inputs; the model's dimensions stay free.
+        overrides: pass name -> options, as a recipe gives them.
+        metric: ``top1``, ``top5``, or ``module:function``.
+        max_drop: how much of the metric may be lost, 0..1, before a pass is taken back.
+        progress: where long steps show how far they have come.
+        watch: called with one line at each step.
+
+    Raises:
+        UserError: bad input; nothing is written.
+        PassError: a pass broke its promise and ``strict`` is set.
+    """
+    start = time.perf_counter()
+    path = Path(model) if isinstance(model, str | Path) else None
+    steps = parse_pipeline(passes, find_pass, overrides) if isinstance(passes, str) else tuple(passes)
+    chip = find_target(target) if isinstance(target, str) else target
+    preprocessing = Preprocess.parse(preprocess) if preprocess else None
+    load_metric(metric)  # an unknown one is said before any work
+    _check_limits(threads, max_drop, verify)
+    original = load_model(model)
+    files = _input_files(path, calib, eval)
+    if output is not None:
+        io.refuse_overwrite(Path(output), files)
+    folder = _dump_folder(dump_dir)
+
+    progress, watch = progress or Silent(), watch or (lambda line: None)
+    samples = _samples(original, calib, eval, preprocessing, input_shapes, seed)
+    context = Context(
+        chip, samples.calibration, original=original, evaluation=None, seed=seed, threads=threads, progress=progress
+    )
+    context.unrunnable = samples.unrunnable
+    judge = None
+    if samples.comparison is not None and not samples.unrunnable:
+        judge = Judge(
+            original,
+            samples.comparison,
+            metric=metric,
+            threads=threads,
+            max_drop=max_drop,
+            timed=chip.runs_here,
+            progress=progress,
+        )
+    _ask_requirements(original, steps, context)
+
+    manager = Manager(
+        context,
+        samples.feeds,
+        verify=verify,
+        strict=strict,
+        dump_dir=folder,
+        reproducer_dir=folder or _reproducer_folder(output),
+        measure=measure_size,
+        assess=judge.fidelity if judge else lambda _: None,
+        watch=watch,
+    )
+    before = measure_size(original, path)
+    stages = manager.run(original, steps)
+    watch("measuring against the original")
+    stages, fidelity, speed = _never_worse(stages, steps, manager, judge, before)
+    final = stages[-1].model
+
+    report = Report(
+        input=str(path or ""),
+        output=str(output or ""),
+        pipeline=format_pipeline(steps),
+        target=chip.name,
+        seed=seed,
+        threads=threads,
+        calibration=_describe(samples.calibration, given=calib is not None),
+        evaluation=_describe(samples.comparison, given=eval is not None) if judge else "",
+        preprocess=str(preprocessing) if preprocessing else "",
+        versions=_versions(),
+        before=before,
+        after=before,
+        passes=tuple(stage.record for stage in stages if stage.record is not None),
+        kept=sum(stage.record is not None and stage.record.status == "applied" for stage in stages),
+        verdict="",
+        fidelity=fidelity,
+        speed=speed,
+        unmeasured=_unmeasured(samples, chip, fidelity),
+        notes=tuple(context.notes),
+        seconds=0.0,
+    )
+    final = _finished(final, original, report)
+    if output is not None:
+        io.save(final, output, inputs=files, external=path is not None and io.has_external_data(original))
+    after = measure_size(final, Path(output) if output is not None else None)
+    report = replace(report, after=after, verdict=_verdict(report, after), seconds=time.perf_counter() - start)
+    return Optimized(final, report, Path(output) if output is not None else None)
+
+
+def load_model(model: Source) -> ir.Model:
+    """Return an ``onnx_ir`` model that shares nothing mutable with what was given."""
+    if isinstance(model, ir.Model):
+        return model.clone()
+    if isinstance(model, onnx.ModelProto):
+        return io.from_proto(model)
+    return io.load(model)
+
+
+def _check_limits(threads: int, max_drop: float, verify: str) -> None:
+    if threads < 1:
+        raise UserError(f"threads: {threads}; needs at least 1")
+    if not 0 <= max_drop <= 1:
+        raise UserError(f"max_drop: {max_drop:g}; is a share, needs 0..1 (or 0%..100%)")
+    if verify not in ("off", "structure", "numeric"):
+        raise UserError(f"verify: {verify!r} is none of off, structure, numeric")
+
+
+def _input_files(path: Path | None, *sources: Any) -> tuple[Path, ...]:
+    files = io.model_files(path) if path is not None else []
+    files.extend(Path(s) for s in sources if isinstance(s, str | Path) and Path(s).is_file())
+    return tuple(files)
+
+
+def _dump_folder(dump_dir: str | Path | None) -> Path | None:
+    if dump_dir is None:
+        return None
+    folder = Path(dump_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise UserError(f"{folder}: cannot be made: {err.strerror}") from err
+    return folder
+
+
+def _reproducer_folder(output: str | Path | None) -> Path:
+    """Return where a broken pass leaves its reproducer: beside the output, or in the system's temporary folder."""
+    if output is None:
+        return Path(tempfile.gettempdir()) / "onnxedge-reproducer"
+    return Path(output).with_name(Path(output).name + ".reproducer")
+
+
+def _samples(
+    model: ir.Model,
+    calib: Any,
+    evaluation: Any,
+    preprocess: Preprocess | None,
+    shapes: Mapping[str, Sequence[int]] | None,
+    seed: int,
+) -> _Samples:
+    """Open the user's samples, or synthesise some; find out whether the runtime runs the model at all."""
+    specs = fixed_inputs(input_specs(model), shapes)
+    given = open_data(calib, specs, preprocess) if calib is not None else None
+    compared = open_data(evaluation, specs, preprocess) if evaluation is not None else None
+    try:
+        _check_memory(model)
+        Session(model)
+        if given is None:
+            made = synthesise(model, specs, count=SYNTHETIC_SAMPLES, seed=seed, shapes=shapes)
+            calibration, held_out = made.split(HELD_OUT)
+        elif compared is None:
+            calibration, held_out = given.split(HELD_OUT)
+        else:
+            calibration, held_out = given, given
+        comparison = compared if compared is not None else held_out
+        feeds = verification_feeds(calibration)
+        session = Session(model, level="disable")
+        for feed in feeds:
+            session.run(feed)
+    except CannotRun as err:
+        return _Samples(given, compared, (), str(err))
+    return _Samples(calibration, comparison, feeds)
+
+
+def _check_memory(model: ir.Model) -> None:
+    """Refuse to run a model with a value that does not fit into the machine's memory.
+
+    Raises:
+        CannotRun: with the value and its size.
+    """
+    shaped = model.clone()
+    infer_shapes(shaped)
+    for graph in shaped.graphs():
+        for node in graph:
+            for value in node.outputs:
+                shape = static_shape(value)
+                if shape is not None and value.dtype is not None and value.dtype != ir.DataType.STRING:
+                    size = math.prod(shape) * value.dtype.bitwidth // 8
+                    if size > MEMORY_BYTES:
+                        raise CannotRun(f"{node_label(node)} makes a value of {size / 1e9:.1f} GB, {shape}")
+
+
+def fixed_inputs(specs: tuple[InputSpec, ...], shapes: Mapping[str, Sequence[int]] | None) -> tuple[InputSpec, ...]:
+    """Check shapes that a user gave against the model's inputs and return the inputs with those sizes.
+
+    Raises:
+        UserError: no such input, another rank, or a size other than a fixed dimension's.
+    """
+    by_name = {spec.name: spec for spec in specs}
+    for name, shape in (shapes or {}).items():
+        spec = by_name.get(name)
+        if spec is None:
+            raise UserError(f"input shape: no input is called {name!r}; the model has {', '.join(by_name)}")
+        fits = len(shape) == len(spec.shape) and all(
+            not isinstance(d, int) or d == s for d, s in zip(spec.shape, shape, strict=True)
+        )
+        if not fits or any(s < 1 for s in shape):
+            raise UserError(f"input shape: input {name!r} needs {spec}, {list(shape)} came")
+        by_name[name] = replace(spec, shape=tuple(shape))
+    return tuple(by_name.values())
+
+
+def _ask_requirements(model: ir.Model, steps: Sequence[Pass], context: Context) -> None:
+    probe = model.clone()
+    infer_shapes(probe)
+    refresh_scopes(probe)
+    for step in steps:
+        context.begin(step.name)
+        step.requires(probe, context)
+
+
+def _never_worse(
+    stages: list[Stage], steps: Sequence[Pass], manager: Manager, judge: Judge | None, before: Measure
+) -> tuple[list[Stage], Fidelity | None, Speed | None]:
+    """Take back the passes that made the model worse, and run those behind them again on what was before.
+
+    At most one round for each pass: each takes one back for good.
+    """
+    if judge is None:
+        return stages, None, None
+    while True:
+        final = stages[-1]
+        fidelity, speed = judge.fidelity(final.model), judge.speed(final.model)
+        size = final.record.after if final.record is not None and final.record.after is not None else before
+        strays = judge.fault_in_fidelity(fidelity)
+        costs = judge.fault_in_cost(size, before, speed)
+        if final.record is None or not (strays or costs):
+            return stages, fidelity, speed
+        culprit = _culprit(stages, judge, before, accuracy=bool(strays))
+        if culprit is None:
+            return stages, fidelity, speed
+        record = stages[culprit].record
+        assert record is not None
+        reason = strays or costs
+        taken = Stage(
+            stages[culprit - 1].model,
+            replace(record, status="rolled back", reason=reason, after=_size(stages[culprit - 1], before)),
+        )
+        manager.context.begin(steps[culprit - 1].name)
+        manager.context.note(None, f"taken back: the model {reason}")
+        manager.watch(f"taking back {format_pass(steps[culprit - 1])}: the model {reason}")
+        manager.forget_reference()
+        again = manager.run(taken.model, steps[culprit:])
+        stages = [*stages[:culprit], taken, *again[1:]]
+
+
+def _size(stage: Stage, before: Measure) -> Measure:
+    return stage.record.after if stage.record is not None and stage.record.after is not None else before
+
+
+def _culprit(stages: Sequence[Stage], judge: Judge, before: Measure, *, accuracy: bool) -> int | None:
+    """Return the first stage that has the fault, the pass to take back; the last one that did anything otherwise."""
+    applied = [i for i, s in enumerate(stages) if s.record is not None and s.record.status == "applied"]
+    for index in applied[:-1]:
+        stage = stages[index]
+        if accuracy:
+            fault = judge.fault_in_fidelity(judge.fidelity(stage.model))
+        else:
+            fault = judge.fault_in_cost(_size(stage, before), before, judge.speed(stage.model))
+        if fault:
+            return index
+    return applied[-1] if applied else None
+
+
+def _finished(model: ir.Model, original: ir.Model, report: Report) -> ir.Model:
+    """Return the model as it is written: what was only inferred is dropped, what was done and measured is noted.
+
+    Timings stay out of the metadata: the same input and seed must give the same bytes.
+    """
+    final = io.without_inferred(model, original)
+    facts = {
+        "pipeline": report.pipeline,
+        "target": report.target,
+        "seed": str(report.seed),
+        "calibration": report.calibration,
+        "preprocess": report.preprocess,
+        "versions": " ".join(f"{name}={number}" for name, number in report.versions.items()),
+    }
+    if report.fidelity is not None:
+        fidelity = report.fidelity
+        measured = {
+            "samples": fidelity.samples,
+            "data": Path(fidelity.data).name,
+            fidelity.metric or "agreement": fidelity.after if fidelity.labelled else fidelity.agreement,
+            "before": fidelity.before,
+        }
+        facts["measured"] = json.dumps({k: _rounded(v) for k, v in measured.items() if v is not None})
+    final.metadata_props.update({f"onnxedge.{key}": value for key, value in facts.items() if value})
+    return final
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _describe(data: Data | None, *, given: bool) -> str:
+    if data is None:
+        return ""
+    if not given and data.synthetic:
+        return "synthetic"
+    name = Path(data.source).name if data.source else "arrays"
+    return f"{name} {data.digest} ({len(data)} samples)"
+
+
+def _versions() -> dict[str, str]:
+    return {"onnxedge": __version__} | {name: version(name) for name in ("onnx", "onnxruntime", "onnx-ir", "numpy")}
+
+
+def _unmeasured(samples: _Samples, target: Target, fidelity: Fidelity | None) -> tuple[str, ...]:
+    lines = []
+    if samples.unrunnable:
+        return (f"nothing was run or measured: {samples.unrunnable}",)
+    if not target.runs_here:
+        lines.append(f"latency: target {target.name} does not run on this machine")
+    if fidelity is not None and not fidelity.labelled:
+        where = "synthetic inputs" if fidelity.data == "synthetic" else "samples"
+        lines.append(
+            f"accuracy: no labelled data (--eval); agreement with the original on held-out {where} is given instead"
+        )
+    return tuple(lines)
+
+
+def _verdict(report: Report, after: Measure) -> str:
+    """Say in one sentence what came out."""
+    taken = [record for record in report.passes if record.status == "rolled back"]
+    back = "".join(f"; {record.text.split('(')[0]} taken back: {record.reason}" for record in taken)
+    if report.kept == 0:
+        return f"the model is unchanged{back}"
+    parts = [f"{after.file_bytes / max(report.before.file_bytes, 1):.0%} of the bytes"]
+    if report.speed is not None:
+        parts.append(f"{report.speed.ratio:.2f} of the latency")
+    fidelity = report.fidelity
+    if fidelity is not None and fidelity.before is not None and fidelity.after is not None:
+        parts.append(
+            f"{fidelity.metric} {100 * fidelity.before:.2f} -> {100 * fidelity.after:.2f} on {fidelity.samples} samples"
+        )
+    elif fidelity is not None and fidelity.agreement is not None:
+        parts.append(f"{fidelity.agreement:.1%} of {fidelity.samples} answers agree")
+    elif fidelity is not None:
+        parts.append("equal outputs" if fidelity.sqnr_db is None else f"SQNR {fidelity.sqnr_db:.1f} dB")
+    return ", ".join(parts) + back

@@ -1,0 +1,372 @@
+"""Edits of an ``onnx_ir`` graph that passes share.
+
+Every edit makes new values and new initializers: a weight that two nodes read is never changed under the other one.
+Nodes and values are compared by identity, names are labels for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+Array = np.ndarray[Any, Any]
+
+
+def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
+    """Yield the main graph and every subgraph, then the graphs of local functions."""
+    yield model.graph
+    yield from model.graph.subgraphs()
+    for function in model.functions.values():
+        yield function.graph
+        yield from function.subgraphs()
+
+
+def is_overridable(value: ir.Value) -> bool:
+    """Tell whether an initializer is a graph input too, so that the caller may feed another tensor (IR 3 style)."""
+    return value.is_graph_input()
+
+
+def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """Return the tensor behind an initializer or a Constant node without reading its bytes, or None.
+
+    None also for a missing input, for an initializer that the caller may override, and for Constant forms whose
+    value is no dense tensor (strings, sparse tensors, a function's attribute reference).
+    """
+    if value is None:
+        return None
+    producer = value.producer()
+    if producer is None:
+        return None if is_overridable(value) else value.const_value
+    if producer.op_type != "Constant" or producer.domain not in ("", "ai.onnx"):
+        return None
+    return constant_node_tensor(producer)
+
+
+def constant_node_tensor(node: ir.Node) -> ir.TensorProtocol | None:
+    """Return the tensor that a Constant node holds, in whichever attribute form, or None for a form not dense."""
+    if len(node.attributes) != 1:
+        return None
+    attribute = next(iter(node.attributes.values()))
+    if attribute.is_ref():
+        return None
+    match attribute.name:
+        case "value":
+            return attribute.as_tensor()
+        case "value_float":
+            return ir.tensor(np.array(attribute.as_float(), np.float32))
+        case "value_int":
+            return ir.tensor(np.array(attribute.as_int(), np.int64))
+        case "value_floats":
+            return ir.tensor(np.array(attribute.as_floats(), np.float32))
+        case "value_ints":
+            return ir.tensor(np.array(attribute.as_ints(), np.int64))
+    return None
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """Return the array behind an initializer or a Constant node, or None where the value is no constant.
+
+    The array may be a read-only view of the model's bytes (memory-mapped for external data): never write into it.
+    """
+    tensor = constant_tensor(value)
+    if tensor is None or tensor.dtype == ir.DataType.STRING:
+        return None
+    return tensor.numpy()
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Tell whether a value is an initializer that nobody can override, or the output of a Constant node."""
+    return constant_tensor(value) is not None
+
+
+def graph_of(node: ir.Node) -> ir.Graph:
+    """Return the graph that holds a node.
+
+    Raises:
+        ValueError: the node is in no graph.
+    """
+    graph = node.graph
+    if isinstance(graph, ir.Function):
+        return graph.graph
+    if graph is None:
+        raise ValueError(f"node {node.name!r} is in no graph")
+    return graph
+
+
+def new_initializer(graph: ir.Graph, array: Array, name: str) -> ir.Value:
+    """Add an initializer with a name that no value of the graph or of its enclosing graphs has; ``name`` is the wish.
+
+    A local function has no initializers: there a Constant node is put first and its output returned.
+    """
+    value = ir.val(unique_name(graph, name), const_value=ir.tensor(np.ascontiguousarray(array).reshape(array.shape)))
+    return add_initializer(graph, value)
+
+
+def add_initializer(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """Register a value with a constant tensor in a graph, as a Constant node inside a local function."""
+    if not scope_of(graph).is_function:
+        graph.register_initializer(value)
+        return value
+    node = ir.node("Constant", [], {"value": value.const_value}, name=value.name)
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = value.name, value.type, value.shape
+    if len(graph):
+        graph.insert_before(graph[0], node)
+    else:
+        graph.append(node)
+    return node.outputs[0]
+
+
+@dataclass
+class Scope:
+    """What a graph shares with the graphs around and inside it: taken names, opset imports, function or not.
+
+    ONNX forbids shadowing between a subgraph and the graphs around it, so names are unique over the whole nest.
+    """
+
+    opset_imports: dict[str, int]
+    is_function: bool = False
+    names: dict[str, int] = field(default_factory=dict)  #: taken value name -> last number tried behind it
+    node_names: dict[str, int] = field(default_factory=dict)  #: the same for nodes: ONNX Runtime refuses equal ones
+
+
+_SCOPE = "onnxedge.scope"
+
+
+def refresh_scopes(model: ir.Model) -> None:
+    """Read the taken names of every graph anew; the manager calls it before each pass, whoever edited the graph."""
+    _refresh(model.graph, model.graph.subgraphs(), Scope(model.graph.opset_imports))
+    for function in model.functions.values():
+        _refresh(function.graph, function.subgraphs(), Scope(function.opset_imports, is_function=True))
+
+
+def _refresh(graph: ir.Graph, subgraphs: Iterable[ir.Graph], scope: Scope) -> None:
+    for nested in (graph, *subgraphs):
+        nested.meta[_SCOPE] = scope
+        scope.names.update((name, 0) for name in _value_names(nested))
+        scope.node_names.update((node.name or "", 0) for node in nested)
+
+
+def scope_of(graph: ir.Graph) -> Scope:
+    """Return the scope of a graph, its own alone for a graph that :func:`refresh_scopes` has not seen."""
+    scope = graph.meta.get(_SCOPE)
+    if scope is None:
+        scope = Scope(graph.opset_imports)
+        scope.names.update((name, 0) for name in _value_names(graph))
+        scope.node_names.update((node.name or "", 0) for node in graph)
+        graph.meta[_SCOPE] = scope
+    assert isinstance(scope, Scope)
+    return scope
+
+
+def unique_name(graph: ir.Graph, wish: str) -> str:
+    """Return ``wish``, or ``wish_1``, ``wish_2``... if a value anywhere in the graph's nest has that name already."""
+    return _claim(scope_of(graph).names, wish)
+
+
+def _claim(taken: dict[str, int], wish: str) -> str:
+    if wish and wish not in taken:
+        taken[wish] = 0
+        return wish
+    count = taken.get(wish, 0)
+    while True:
+        count += 1
+        name = f"{wish}_{count}"
+        if name not in taken:
+            taken[wish], taken[name] = count, 0
+            return name
+
+
+def _value_names(graph: ir.Graph) -> Iterator[str]:
+    for value in (*graph.inputs, *graph.initializers.values()):
+        yield value.name or ""
+    for node in graph:
+        for value in node.outputs:
+            yield value.name or ""
+
+
+def set_constant(node: ir.Node, index: int, array: Array, name: str | None = None) -> ir.Value:
+    """Give input ``index`` of a node a new initializer; the old one stays for its other readers.
+
+    Missing optional inputs in between are filled with empty ones.
+    """
+    old = node.inputs[index] if index < len(node.inputs) else None
+    wish = name or (old.name if old is not None and old.name else f"{node.name or node.op_type}_{index}")
+    value = new_initializer(graph_of(node), array, wish)
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, value)
+    if old is not None:
+        drop_if_unused(old)
+    return value
+
+
+def drop_if_unused(value: ir.Value) -> None:
+    """Remove an initializer (or its Constant node) that nobody reads any more and that is no input or output."""
+    if value.uses() or value.is_graph_output() or value.is_graph_input():
+        return
+    producer = value.producer()
+    if producer is not None:
+        if producer.op_type == "Constant" and producer.graph is not None:
+            producer.graph.remove(producer, safe=True)
+    elif value.is_initializer() and value.graph is not None and value.name is not None:
+        value.graph.initializers.pop(value.name, None)
+
+
+def sole_consumer(value: ir.Value) -> ir.Node | None:
+    """Return the one node that reads a value once, or None where it has other readers or is a graph output."""
+    uses = tuple(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    return uses[0].node
+
+
+def replace_uses(old: ir.Value, new: ir.Value) -> bool:
+    """Let every reader of ``old`` read ``new``; a graph output keeps its name, type and position.
+
+    Returns False, with nothing changed, where ``old`` is a graph output that ``new`` cannot stand in for: ``new`` is
+    a graph input, an initializer, a graph output itself, or belongs to another graph.
+    """
+    if old is new:
+        return True
+    if old.is_graph_output():
+        producer = new.producer()
+        if producer is None or new.is_graph_output() or producer.graph is not (p.graph if (p := old.producer()) else 0):
+            return False
+        if sum(output is old for output in graph_of(producer).outputs) != 1:
+            return False
+        name = old.name
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        old.name = f"{name}_replaced"
+        new.name, new.type, new.shape = name, old.type, old.shape
+        for key, item in old.metadata_props.items():
+            new.metadata_props.setdefault(key, item)
+        return True
+    old.replace_all_uses_with(new)
+    return True
+
+
+def remove_node(node: ir.Node) -> None:
+    """Remove a node whose outputs nobody reads, and the constants that only it read.
+
+    Raises:
+        ValueError: an output is still read or is a graph output.
+    """
+    if node.graph is None:
+        return
+    inputs = [value for value in node.inputs if value is not None]
+    node.graph.remove(node, safe=True)
+    for value in inputs:
+        drop_if_unused(value)
+
+
+def bypass(node: ir.Node, index: int = 0) -> bool:
+    """Let readers of a one-output node read its input ``index`` and remove the node; False where that cannot be."""
+    source = node.inputs[index]
+    if source is None or len([v for v in node.outputs if v.uses() or v.is_graph_output()]) > 1:
+        return False
+    if not replace_uses(node.outputs[0], source):
+        return False
+    remove_node(node)
+    return True
+
+
+def insert_before(anchor: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], **options: Any) -> ir.Node:
+    """Create a node (see :func:`new_node`) and put it just before ``anchor``."""
+    node = new_node(graph_of(anchor), op_type, inputs, **options)
+    graph_of(anchor).insert_before(anchor, node)
+    return node
+
+
+def insert_after(anchor: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], **options: Any) -> ir.Node:
+    """Create a node (see :func:`new_node`) and put it just after ``anchor``."""
+    node = new_node(graph_of(anchor), op_type, inputs, **options)
+    graph_of(anchor).insert_after(anchor, node)
+    return node
+
+
+def new_node(
+    graph: ir.Graph,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    *,
+    attributes: dict[str, Any] | None = None,
+    domain: str = "",
+    name: str | None = None,
+    outputs: Sequence[str] | int = 1,
+    like: Sequence[ir.Value] | None = None,
+) -> ir.Node:
+    """Create a node that is in no graph yet, with unique output names and a name of its own.
+
+    Args:
+        graph: where the node will stand; decides which names are free.
+        op_type: operator; ``domain`` other than the default is added to the graph's opset imports when missing.
+        inputs: values, None for a missing optional input.
+        attributes: plain Python values, tensors or graphs.
+        name: wished node name.
+        outputs: wished names of the outputs, or their count.
+        like: values whose type and shape the outputs take over, in order.
+    """
+    label = name or (like[0].name if like and like[0].name else op_type.lower())
+    names = [label if i == 0 else f"{label}_{i}" for i in range(outputs)] if isinstance(outputs, int) else list(outputs)
+    own = _claim(scope_of(graph).node_names, name or label)
+    node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=len(names), name=own)
+    for value, wish in zip(node.outputs, names, strict=True):
+        value.name = unique_name(graph, wish)
+    for value, model_value in zip(node.outputs, like or (), strict=False):
+        value.type, value.shape = model_value.type, model_value.shape
+    if domain:
+        scope_of(graph).opset_imports.setdefault(domain, 1)
+    return node
+
+
+def node_label(node: ir.Node) -> str:
+    """Return the operator and the node's name as Netron shows them, or the first output's name for a nameless node."""
+    domain = f"{node.domain}::" if node.domain not in ("", "ai.onnx") else ""
+    outputs = [value.name for value in node.outputs if value.name]
+    name = node.name or (f"-> {outputs[0]}" if outputs else "?")
+    return f"{domain}{node.op_type} {name!r}"
+
+
+def opset(model: ir.Model | ir.Graph, domain: str = "") -> int:
+    """Return the opset version that a model imports for a domain, 0 where it imports none."""
+    imports = model.opset_imports
+    return imports.get(domain, imports.get("ai.onnx", 0) if domain == "" else 0)
+
+
+def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """Return the shape of a value whose dimensions are all known, else None."""
+    if value is None or value.shape is None or not value.shape.is_static():
+        return None
+    return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
+
+
+def is_standard(node: ir.Node) -> bool:
+    """Tell whether a node is of the default ONNX domain."""
+    return node.domain in ("", "ai.onnx")
+
+
+def forked(model: ir.Model, values: Sequence[ir.Value] = ()) -> tuple[ir.Model, list[ir.Value]]:
+    """Return a copy of a model that shares its tensors, and the copies of the given values of the main graph."""
+    copy = model.clone()
+    twin: dict[int, ir.Value] = {}
+    for mine, other in ((model.graph.inputs, copy.graph.inputs), (_initializers(model), _initializers(copy))):
+        twin.update((id(a), b) for a, b in zip(mine, other, strict=True))
+    for node, other_node in zip(model.graph, copy.graph, strict=True):
+        twin.update((id(a), b) for a, b in zip(node.outputs, other_node.outputs, strict=True))
+    return copy, [twin[id(value)] for value in values]
+
+
+def _initializers(model: ir.Model) -> list[ir.Value]:
+    return list(model.graph.initializers.values())
+
+
+def replace_content(model: ir.Model, other: ir.Model) -> None:
+    """Give a model the graph, functions and opset imports of another; its own metadata and producer stay."""
+    model.graph = other.graph
+    model.functions.clear()
+    model.functions.update(other.functions)
+    refresh_scopes(model)

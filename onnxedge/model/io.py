@@ -1,0 +1,364 @@
+"""Load and save models: external data, limits on what is trusted, atomic writes, the input never overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from onnxedge.errors import UserError, first_line
+from onnxedge.model.edit import graphs_of
+
+EMBED_LIMIT_BYTES = 1 << 30  #: above this, weights go into an external data file (protobuf ends at 2 GiB)
+
+
+def load(path: str | os.PathLike[str]) -> ir.Model:
+    """Load a model; weights in external files stay memory-mapped and are read when a pass asks for them.
+
+    Raises:
+        UserError: no such file, not an ONNX model, invalid, of a newer opset or IR version than the installed onnx
+            knows, or with external data that is missing, too short or outside of the model's folder.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    if not path.is_file():
+        raise UserError(f"{path}: is not a file; name the .onnx file itself")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: is empty, not an ONNX model")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError, ValueError, onnx.parser.ParseError) as err:
+        raise UserError(f"{path}: not a readable ONNX model (truncated or another format): {first_line(err)}") from err
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise UserError(f"{path}: not an ONNX model: it has no graph or no opset import")
+    return from_proto(proto, source=str(path), folder=path.parent)
+
+
+def from_proto(proto: onnx.ModelProto, *, source: str = "model", folder: Path | None = None) -> ir.Model:
+    """Check a protobuf and turn it into an ``onnx_ir`` model.
+
+    Args:
+        proto: the model; not changed.
+        source: what error messages call it.
+        folder: where its external data lies; None for a model whose data is all inside.
+
+    Raises:
+        UserError: as :func:`load`.
+    """
+    _check_versions(proto, source)
+    _check_external_data(proto, source, folder)
+    try:
+        onnx.checker.check_model(str(source) if folder is not None and Path(source).is_file() else proto)
+    except (onnx.checker.ValidationError, ValueError) as err:
+        raise UserError(f"{source}: not a valid ONNX model: {first_line(err)}") from err
+    try:
+        model = ir.serde.deserialize_model(proto)
+    except Exception as err:  # onnx_ir wraps whatever it met in its own and other types
+        raise UserError(f"{source}: cannot be read as a graph: {first_line(err)}") from err
+    if folder is not None:
+        for graph in graphs_of(model):
+            ir.external_data.set_base_dir(graph, str(folder))
+    _check_tensors(model, source)
+    _forget_made_up_names(model.graph, proto.graph.node)
+    for function, function_proto in zip(model.functions.values(), proto.functions, strict=True):
+        _forget_made_up_names(function.graph, function_proto.node)
+    return model
+
+
+def _check_versions(proto: onnx.ModelProto, source: str) -> None:
+    if not 1 <= proto.ir_version <= onnx.IR_VERSION:
+        raise UserError(
+            f"{source}: IR version {proto.ir_version} is not known; onnx {onnx.__version__} reads 1..{onnx.IR_VERSION}"
+        )
+    newest = onnx.defs.onnx_opset_version()
+    for entry in proto.opset_import:
+        if entry.domain in ("", "ai.onnx") and not 1 <= entry.version <= newest:
+            raise UserError(f"{source}: opset {entry.version} is not known; onnx {onnx.__version__} reads 1..{newest}")
+
+
+def _check_external_data(proto: onnx.ModelProto, source: str, folder: Path | None) -> None:
+    """Refuse external data that is missing, reaches out of the model's folder, or is no regular file."""
+    for tensor in onnx.external_data_helper._get_all_tensors(proto):
+        if not onnx.external_data_helper.uses_external_data(tensor):
+            continue
+        info = onnx.external_data_helper.ExternalDataInfo(tensor)
+        where = f"{source}: tensor {tensor.name!r}: external data {info.location!r}"
+        if folder is None:
+            raise UserError(f"{where}: a model given in memory must hold its weights; load it from its file")
+        location = Path(info.location)
+        if location.is_absolute() or ".." in location.parts:
+            raise UserError(f"{where}: reaches out of the model's folder; not read")
+        file = folder / location
+        if not file.exists():
+            raise UserError(f"{where}: no such file; it must lie beside the model")
+        if file.is_symlink() or not file.is_file() or folder.resolve() not in file.resolve().parents:
+            raise UserError(f"{where}: is no regular file inside the model's folder; not read")
+        end = (info.offset or 0) + (info.length or 0)
+        if file.stat().st_size < end:
+            raise UserError(f"{where}: has {file.stat().st_size} bytes, the tensor needs {end}")
+
+
+def _check_tensors(model: ir.Model, source: str) -> None:
+    for graph in graphs_of(model):
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None or tensor.dtype == ir.DataType.STRING:
+                continue
+            if any(not isinstance(d, int) or d < 0 for d in tensor.shape):
+                raise UserError(f"{source}: tensor {name!r}: a dimension is negative or unknown: {list(tensor.shape)}")
+            if isinstance(tensor, ir.ExternalTensor):
+                have = tensor.length if tensor.length is not None else tensor.nbytes
+            elif (
+                isinstance(tensor, ir.TensorProtoTensor) and tensor.raw is not None and tensor.raw.HasField("raw_data")
+            ):
+                have = len(tensor.raw.raw_data)
+            else:
+                continue
+            if have != tensor.nbytes:
+                raise UserError(
+                    f"{source}: tensor {name!r}: {have} bytes for shape {list(tensor.shape)}, needs {tensor.nbytes}"
+                )
+
+
+def _forget_made_up_names(graph: ir.Graph, protos: Sequence[onnx.NodeProto]) -> None:
+    """Leave nameless nodes nameless: onnx_ir gives them names of its own, which would only make the file larger."""
+    for node, proto in zip(graph, protos, strict=True):
+        if not proto.name:
+            node.name = ""
+        for attribute in proto.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _forget_made_up_names(node.attributes[attribute.name].as_graph(), attribute.g.node)
+
+
+def serialize(model: ir.Model) -> onnx.ModelProto:
+    """Return the protobuf of a model without what onnx_ir 1.1 writes twice: metadata of tensors, their shapes."""
+    proto = ir.serde.serialize_model(model)
+    for tensor in onnx.external_data_helper._get_all_tensors(proto):
+        if len(tensor.metadata_props) > 1:
+            entries = {entry.key: entry.value for entry in tensor.metadata_props}
+            del tensor.metadata_props[:]
+            for key, value in entries.items():
+                tensor.metadata_props.add(key=key, value=value)
+    _drop_doubled_info(proto.graph)
+    return proto
+
+
+def _drop_doubled_info(graph: onnx.GraphProto) -> None:
+    """Drop the types and shapes of initializers, which the tensors themselves have."""
+    tensors = {tensor.name for tensor in graph.initializer}
+    kept = [info for info in graph.value_info if info.name not in tensors]
+    if len(kept) < len(graph.value_info):
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _drop_doubled_info(attribute.g)
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """Return the protobuf of a model, with external weights read in.
+
+    Raises:
+        UserError: the weights do not fit in one protobuf message.
+    """
+    if weight_bytes(model) > EMBED_LIMIT_BYTES:
+        raise UserError("model: over 1 GiB of weights do not fit in one protobuf; save it to a file")
+    return serialize(_embedded(model))
+
+
+def _embedded(model: ir.Model) -> ir.Model:
+    if not has_external_data(model):
+        return model
+    copy = model.clone()
+    for graph in graphs_of(copy):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.Tensor(
+                    np.array(value.const_value.numpy()), dtype=value.const_value.dtype, name=value.name
+                )
+    return copy
+
+
+def has_external_data(model: ir.Model) -> bool:
+    """Tell whether any initializer's bytes lie in a file of their own."""
+    return any(isinstance(v.const_value, ir.ExternalTensor) for g in graphs_of(model) for v in g.initializers.values())
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Return the bytes of all initializers, without reading them."""
+    tensors = (v.const_value for g in graphs_of(model) for v in g.initializers.values())
+    return sum(t.nbytes for t in tensors if t is not None and t.dtype != ir.DataType.STRING)
+
+
+def written_bytes(model: ir.Model) -> int:
+    """Return the bytes that a model's file would have, external weights counted, without writing it."""
+    weights = weight_bytes(model)
+    if weights <= EMBED_LIMIT_BYTES:
+        return int(serialize(_embedded(without_inferred(model))).ByteSize())
+    bare = model.clone()
+    for graph in graphs_of(bare):
+        for value in graph.initializers.values():
+            value.const_value = None
+        graph.initializers.clear()
+    return weights + int(serialize(bare).ByteSize())
+
+
+def without_inferred(model: ir.Model, original: ir.Model | None = None) -> ir.Model:
+    """Return a copy without the types and shapes that follow from inputs and operators: they only make files larger.
+
+    Kept are the outputs of operators that onnx does not know, and what ``original`` declared for values still there.
+    """
+    declared = (
+        {v.name for g in graphs_of(original) for n in g for v in n.outputs if v.type is not None} if original else set()
+    )
+    copy = model.clone()
+    for graph in graphs_of(copy):
+        for node in graph:
+            if node.domain not in ("", "ai.onnx") or any(v.name in declared for v in node.outputs):
+                continue
+            for value in node.outputs:
+                if not value.is_graph_output():
+                    value.type = value.shape = None
+    return copy
+
+
+def file_bytes(path: str | os.PathLike[str]) -> int:
+    """Return the bytes of a model file and of the external data files that it names."""
+    return sum(file.stat().st_size for file in model_files(Path(path)))
+
+
+def model_files(path: Path) -> list[Path]:
+    """Return the model file and the external data files that it names and that exist."""
+    proto = onnx.load(path, load_external_data=False)
+    files = {path: None}
+    for tensor in onnx.external_data_helper._get_all_tensors(proto):
+        if onnx.external_data_helper.uses_external_data(tensor):
+            file = path.parent / onnx.external_data_helper.ExternalDataInfo(tensor).location
+            if file.is_file():
+                files[file] = None
+    return list(files)
+
+
+def save(
+    model: ir.Model, path: str | os.PathLike[str], *, inputs: tuple[Path, ...] = (), external: bool = False
+) -> None:
+    """Write a model whole or not at all.
+
+    The bytes go to ``.NAME.partial`` beside the target (one name, so that killed runs leave at most one such file),
+    are flushed to disk and moved into place. External weights go to ``NAME.data``.
+
+    Args:
+        model: not changed.
+        path: where to; folders must exist.
+        inputs: files that must not be overwritten.
+        external: put weights into an external file even if they fit inside.
+
+    Raises:
+        UserError: the path is one of ``inputs``, is a folder, or cannot be written.
+    """
+    path = Path(path)
+    data = path.with_name(path.name + ".data")
+    refuse_overwrite(path, inputs)
+    partial, partial_data = path.with_name(f".{path.name}.partial"), path.with_name(f".{data.name}.partial")
+    try:
+        if external or weight_bytes(model) > EMBED_LIMIT_BYTES:
+            _save_external(model, path, data, partial, partial_data)
+        else:
+            partial.write_bytes(serialize(_embedded(model)).SerializeToString(deterministic=True))
+            _flush(partial)
+            os.replace(partial, path)
+    except OSError as err:
+        raise UserError(f"{path}: cannot be written: {first_line(err)}") from err
+    finally:
+        for leftover in (partial, partial_data):
+            leftover.unlink(missing_ok=True)
+
+
+def _save_external(model: ir.Model, path: Path, data: Path, partial: Path, partial_data: Path) -> None:
+    copy = model.clone()
+    ir.save(copy, partial, external_data=partial_data.name, size_threshold_bytes=1024)
+    proto = onnx.load(partial, load_external_data=False)
+    for tensor in onnx.external_data_helper._get_all_tensors(proto):
+        for entry in tensor.external_data:
+            if entry.key == "location" and entry.value == partial_data.name:
+                entry.value = data.name
+    partial.write_bytes(proto.SerializeToString(deterministic=True))
+    _flush(partial)
+    if partial_data.exists():
+        _flush(partial_data)
+        path.unlink(missing_ok=True)  # an old model must never stand beside new weights
+        os.replace(partial_data, data)
+    os.replace(partial, path)
+
+
+def refuse_overwrite(path: Path, inputs: tuple[Path, ...]) -> None:
+    """Refuse an output path that is a folder, lies in no folder, or is one of the input files under any name.
+
+    Raises:
+        UserError: with the reason.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name the output file")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: no such folder {str(path.parent)!r}")
+    for target in (path, path.with_name(path.name + ".data")):
+        for source in inputs:
+            if target.exists() and source.exists() and target.samefile(source):
+                raise UserError(f"{target}: is the input; the input is never overwritten, choose another output")
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def runnable_bytes(model: ir.Model | onnx.ModelProto | Path) -> Iterator[bytes | str]:
+    """Yield what an ONNX Runtime session can be made from: bytes, or the path of a file while the context lasts."""
+    if isinstance(model, Path):
+        yield str(model)
+    elif isinstance(model, onnx.ModelProto):
+        yield model.SerializeToString()
+    elif weight_bytes(model) <= EMBED_LIMIT_BYTES:
+        yield serialize(_embedded(model)).SerializeToString()
+    else:
+        with scratch_directory() as folder:
+            ir.save(model.clone(), folder / "model.onnx", external_data="model.data", size_threshold_bytes=1024)
+            yield str(folder / "model.onnx")
+
+
+@contextlib.contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """Yield a folder that is gone afterwards; what killed runs left behind is removed when the next one starts."""
+    root = Path(tempfile.gettempdir()) / f"onnxedge-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    for stale in root.iterdir():
+        if not _is_running(stale.name.split("-")[0]):
+            shutil.rmtree(stale, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=root))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(pid: str) -> bool:
+    if not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,184 @@
+"""What a pass is: its options, its promise, and the context that it runs in."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxedge.errors import UserError
+from onnxedge.model.edit import node_label
+
+if TYPE_CHECKING:
+    from onnxedge.data import Data
+    from onnxedge.target import Target
+
+Accuracy = Literal["exact", "rounding", "lossy"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Note:
+    """Say why something was left alone, or what a user should know.
+
+    Attributes:
+        pass_name: the pass that speaks.
+        where: node as Netron shows it, or the name of a value; empty for the whole model.
+        reason: the reason, without the node's name, so that equal reasons can be counted together.
+    """
+
+    pass_name: str
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """Tell what a pass did.
+
+    Attributes:
+        rewrites: number of rewrites; 0 says that the model is what it was.
+        summary: one short line for the table, such as ``"widths 64 -> 48, 12 groups"``.
+        figures: what the pass measured, JSON-ready, for the report.
+    """
+
+    rewrites: int = 0
+    summary: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Progress(Protocol):
+    """Show how far a long step has come; the command line's draws bars, the default draws nothing."""
+
+    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        """Yield ``items`` one by one and show the count."""
+
+
+class Silent:
+    """Show no progress."""
+
+    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        """Yield ``items`` one by one."""
+        del description, total
+        yield from items
+
+
+class Context:
+    """Hold what a pass may use besides the model: target, data, seed, analyses, notes, progress.
+
+    Attributes:
+        target: the hardware and runtime that the model is made for.
+        evaluation: labelled samples for measuring, or None; passes never fit anything on it.
+        seed: seed of all randomness.
+        threads: threads that ONNX Runtime may use.
+        progress: where long loops show how far they have come.
+        original: the model as it was before the first pass, for lossy passes that compare with it; never edited.
+        unrunnable: why ONNX Runtime cannot run the model, empty where it can; then nothing can be calibrated.
+        notes: what passes said, in order.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        calibration: Data | None,
+        *,
+        original: ir.Model,
+        evaluation: Data | None = None,
+        seed: int = 0,
+        threads: int = 1,
+        progress: Progress | None = None,
+    ) -> None:
+        self.target = target
+        self._calibration = calibration
+        self.evaluation = evaluation
+        self.original = original
+        self.seed = seed
+        self.threads = threads
+        self.progress: Progress = progress or Silent()
+        self.notes: list[Note] = []
+        self.unrunnable = ""
+        self.pass_name = ""
+        self._seen: set[Note] = set()
+        self._analyses: dict[str, object] = {}
+
+    @property
+    def calibration(self) -> Data:
+        """Return samples as the model's inputs need them, the user's or synthesised ones; labels are not for passes.
+
+        Raises:
+            UserError: the model cannot be run here, so that there is nothing to calibrate with.
+        """
+        if self._calibration is None:
+            raise UserError(f"the model cannot be calibrated: {self.unrunnable}")
+        return self._calibration
+
+    def rng(self) -> np.random.Generator:
+        """Return a new generator, seeded by the run's seed and the pass's name: order of passes does not matter."""
+        return np.random.default_rng([self.seed, zlib.crc32(self.pass_name.encode())])
+
+    def note(self, where: ir.Node | ir.Value | str | None, reason: str) -> None:
+        """Say why a node, a value or the whole model (None) was left alone; repeated notes are kept once."""
+        if isinstance(where, ir.Node):
+            place = node_label(where)
+        elif isinstance(where, ir.Value):
+            place = repr(where.name or "?")
+        else:
+            place = where or ""
+        note = Note(self.pass_name, place, reason)
+        if note not in self._seen:
+            self._seen.add(note)
+            self.notes.append(note)
+
+    def analysis(self, key: str, compute: Callable[[], T]) -> T:
+        """Return a cached analysis of the model, computed on first use; dropped when the next pass begins."""
+        if key not in self._analyses:
+            self._analyses[key] = compute()
+        return self._analyses[key]  # type: ignore[return-value]
+
+    def begin(self, pass_name: str) -> None:
+        """Start a pass: its name stands in the notes and seeds its generator; what was cached is forgotten."""
+        self.pass_name = pass_name
+        self._analyses.clear()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """Rewrite a model in place. A pass is a frozen dataclass: its options are its fields, it has no other state.
+
+    Class attributes:
+        name: name in pipelines, lower case with ``-``.
+        accuracy: promise that the manager holds the pass to. ``exact``: bit-equal outputs; ``rounding``: equal within
+            the tolerance of float arithmetic done in another order; ``lossy``: measured and reported.
+        needs_calibration: whether the pass reads the calibration samples.
+    """
+
+    name: ClassVar[str]
+    accuracy: ClassVar[Accuracy] = "exact"
+    needs_calibration: ClassVar[bool] = False
+
+    def requires(self, model: ir.Model, context: Context) -> None:
+        """Check what the pass needs before any time is spent; all passes are asked before the first runs.
+
+        Raises:
+            UserError: the pass cannot run on this model, target or data; the message says what to do.
+        """
+
+    def run(self, model: ir.Model, context: Context) -> Result:
+        """Edit the model in place and say what was done; what was left alone is a note."""
+        raise NotImplementedError(f"pass {type(self).__name__} has no run method")
+
+
+def grouped_reasons(notes: Iterable[Note]) -> list[tuple[str, str, int, str]]:
+    """Count notes by pass and reason: (pass, reason, count, first place), in order of first appearance."""
+    counts: Counter[tuple[str, str]] = Counter()
+    first: dict[tuple[str, str], str] = {}
+    for note in notes:
+        key = (note.pass_name, note.reason)
+        counts[key] += 1
+        first.setdefault(key, note.where)
+    return [(name, reason, counts[name, reason], where) for (name, reason), where in first.items()]

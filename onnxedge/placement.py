@@ -1,0 +1,180 @@
+"""Which parts of a graph a target runs in integers: what its rules allow, and of that what pays.
+
+A *unit* is what one kernel computes: an operator with the bias Add and the activation that the kernel absorbs. Every
+unit may run in integers or in float; each has a cost, and so has every value that crosses from one to the other. The
+cheapest choice for the whole graph is a minimum cut (Boykov and Kolmogorov 2004, on energies with two labels).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxedge.costs import Costs
+from onnxedge.model.edit import node_label
+from onnxedge.operators import ShapeOf, batch_one_shape, macs
+from onnxedge.target import Quantization, Target
+from onnxedge.units import Unit, find_units
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Say what runs in integers.
+
+    Attributes:
+        integer: units that do, in graph order.
+        reasons: why each other node that computes on floats does not.
+        savings_ns: predicted time that each unit of ``integer`` saves, without the crossings; 0 where nobody measured.
+        gain_ns: predicted time that all of them save, crossings paid; 0 where nobody measured.
+    """
+
+    integer: tuple[Unit, ...]
+    reasons: Mapping[ir.Node, str]
+    savings_ns: tuple[float, ...] = ()
+    gain_ns: float = 0.0
+
+
+def predict(model: ir.Model, target: Target) -> dict[str, str]:
+    """Return for every computing node of the main graph ``integer``, or ``float: reason``, by its label."""
+    placement = place(model, target)
+    answer = {node_label(node): "integer" for unit in placement.integer for node in unit.nodes}
+    answer.update((node_label(node), f"float: {reason}") for node, reason in placement.reasons.items())
+    return answer
+
+
+def place(
+    model: ir.Model,
+    target: Target,
+    *,
+    keep_float: Mapping[ir.Node, str] | None = None,
+    shape_of: ShapeOf = batch_one_shape,
+) -> Placement:
+    """Decide what runs in integers, by the target's rules and costs alone: no timing, the same answer each time.
+
+    Args:
+        model: with shapes inferred; not changed.
+        target: has integer rules.
+        keep_float: nodes that must stay float, with the reason.
+        shape_of: gives shapes, batch 1.
+    """
+    rules = target.quantization
+    if rules is None:
+        return Placement((), {})
+    units, reasons = find_units(model, target)
+    kept: dict[int, str] = {}
+    for index, unit in enumerate(units):
+        reason = next((r for node in unit.nodes if (r := (keep_float or {}).get(node)) is not None), None)
+        if reason is not None:
+            kept[index] = reason
+    if not rules.costs:
+        integer, savings, gain = _heavy_enough(units, rules, shape_of), [0.0] * len(units), 0.0
+    else:
+        integer, savings, gain = _cheapest(units, rules, shape_of, kept)
+    for index, unit in enumerate(units):
+        if index in kept:
+            reasons[unit.node] = kept[index]
+        elif index not in integer and unit.role == "kernel":
+            reasons[unit.node] = f"{unit.node.op_type}: the integer kernel does not pay here on {target.name}"
+    chosen = [i for i in sorted(integer) if i not in kept]
+    return Placement(tuple(units[i] for i in chosen), reasons, tuple(savings[i] for i in chosen), gain)
+
+
+def _heavy_enough(units: Sequence[Unit], rules: Quantization, shape_of: ShapeOf) -> set[int]:
+    """Return the units with at least the multiply-accumulates that a target asks for; unknown counts are enough."""
+    least = [rules.min_macs.get(unit.node.op_type, 0) for unit in units]
+    counts = [macs(unit.node, shape_of) for unit in units]
+    return {i for i, (count, floor) in enumerate(zip(counts, least, strict=True)) if count is None or count >= floor}
+
+
+def _cheapest(
+    units: Sequence[Unit], rules: Quantization, shape_of: ShapeOf, kept: Collection[int]
+) -> tuple[set[int], list[float], float]:
+    """Return the cheapest units to run in integers, the time that each unit saves, and the time that all save."""
+    costs = Costs(units, rules, shape_of)
+    priced = [costs.unit(unit) for unit in units]
+    forced = dict.fromkeys(kept, False)
+    while True:
+        integer, spent = _minimum_cut(units, priced, rules, costs, forced)
+        wrong = _sandwiched(units, integer, rules)
+        if not wrong:
+            savings = [float_ns - integer_ns for float_ns, integer_ns in priced]
+            return integer, savings, sum(float_ns for float_ns, _ in priced) - spent
+        for index in wrong:
+            if forced.get(index) is False:
+                forced.update(dict.fromkeys(_readers(units, units[index].outputs[0]), False))
+            else:
+                forced[index] = True
+
+
+def _readers(units: Sequence[Unit], value: ir.Value) -> list[int]:
+    return [i for i, unit in enumerate(units) if any(v is value for v in unit.input_values())]
+
+
+def _minimum_cut(
+    units: Sequence[Unit],
+    priced: Sequence[tuple[float, float]],
+    rules: Quantization,
+    costs: Costs,
+    forced: Mapping[int, bool],
+) -> tuple[set[int], float]:
+    """Return the units on the integer side of the cheapest cut, and its cost; ``forced`` puts units on a side."""
+    import networkx as nx
+
+    graph = nx.DiGraph()
+    integer, real = -1, -2
+    graph.add_nodes_from((integer, real))
+    makers = {id(v): i for i, unit in enumerate(units) for v in unit.outputs}
+    owner = {node: i for i, unit in enumerate(units) for node in unit.nodes}
+    for index, (float_ns, integer_ns) in enumerate(priced):
+        side = forced.get(index)
+        graph.add_edge(integer, index, capacity=math.inf if side is True else round(float_ns))
+        graph.add_edge(index, real, capacity=math.inf if side is False else round(integer_ns * rules.margin))
+    crossing: dict[int, ir.Value] = {}
+    for unit in units:
+        crossing.update((id(v), v) for v in (*unit.input_values(), *unit.outputs))
+    next_node = len(units)
+    for key, value in crossing.items():
+        price = round(costs.crossing(value) * rules.margin)
+        maker = makers.get(key)
+        uses = [(owner.get(use.node), use.node, use.idx) for use in value.uses()]
+        readers = [i if _reads(units, i, node, position) else None for i, node, position in uses]
+        source = real if maker is None else maker
+        graph.add_edge(next_node, source, capacity=price)  # quantized once if any reader is integer, the maker not
+        for reader in readers:
+            if reader is not None:
+                graph.add_edge(reader, next_node)
+        next_node += 1
+        free = maker is not None and not units[maker].needs_output and None in readers and len(set(readers)) == 1
+        if maker is None or (free or (not units[maker].needs_output and not readers)):
+            continue
+        graph.add_edge(maker, next_node, capacity=price)  # dequantized once if any reader is float, the maker not
+        for reader in readers:
+            graph.add_edge(next_node, real if reader is None else reader)
+        if value.is_graph_output():
+            graph.add_edge(next_node, real)
+        next_node += 1
+    spent, (inside, _) = nx.minimum_cut(graph, integer, real)
+    return {i for i in inside if 0 <= i < len(units)}, float(spent)
+
+
+def _reads(units: Sequence[Unit], index: int | None, node: ir.Node, position: int) -> bool:
+    return index is not None and node is units[index].node and position in units[index].reads
+
+
+def _sandwiched(units: Sequence[Unit], integer: Collection[int], rules: Quantization) -> list[int]:
+    """Return float units that would stand between a DQ and a Q, where the runtime quantizes them by itself."""
+    made = {id(v) for i in integer for v in units[i].outputs}
+    read = {id(v) for i in integer for v in units[i].input_values()}
+    wrong = []
+    for index, unit in enumerate(units):
+        with_bias = unit.node.op_type == "MatMul" and unit.bias is not None  # the runtime makes a Gemm of it
+        affected = "Gemm" if with_bias else unit.node.op_type
+        if index in integer or affected not in rules.quantized_by_runtime or len(unit.outputs) != 1:
+            continue
+        data, result = unit.input_values()[0], unit.outputs[0]
+        if id(data) in made and id(result) in read:
+            wrong.append(index)
+    return wrong

@@ -1,0 +1,213 @@
+"""ONNX Runtime: sessions on models in memory, streamed capture of inner values, interleaved timing."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxedge.errors import UserError, first_line
+from onnxedge.model.edit import forked
+from onnxedge.model.io import runnable_bytes, scratch_directory
+
+Array = np.ndarray[Any, Any]
+Feed = Mapping[str, Array]
+Level = Literal["disable", "basic", "extended", "all"]
+
+_NUMPY_TYPES = {
+    "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
+    "tensor(int8)": "int8", "tensor(int16)": "int16", "tensor(int32)": "int32", "tensor(int64)": "int64",
+    "tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(uint32)": "uint32", "tensor(uint64)": "uint64",
+    "tensor(bool)": "bool", "tensor(string)": "object",
+}  # fmt: skip
+
+
+class CannotRun(UserError):
+    """Say that ONNX Runtime does not run a model here: a missing kernel, a broken graph, or no memory."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Describe a model input: name, numpy dtype name, dimensions (int, symbol, or None where unknown)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join('?' if d is None else str(d) for d in self.shape)}]"
+
+
+class Session:
+    """Run a model in ONNX Runtime on the CPU.
+
+    Args:
+        model: a graph, a protobuf, or a path.
+        threads: intra-operator threads; threads never spin, so that two sessions can be timed in turns.
+        level: graph optimization of the runtime; ``disable`` runs the graph as it is written.
+        dump: file for the graph as the runtime optimized it.
+
+    Raises:
+        CannotRun: the runtime refuses the model; the message has its reason on one line.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model | onnx.ModelProto | Path,
+        *,
+        threads: int = 1,
+        level: Level = "all",
+        dump: Path | None = None,
+    ) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = {
+            "disable": levels.ORT_DISABLE_ALL,
+            "basic": levels.ORT_ENABLE_BASIC,
+            "extended": levels.ORT_ENABLE_EXTENDED,
+            "all": levels.ORT_ENABLE_ALL,
+        }[level]
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if dump is not None:
+            options.optimized_model_filepath = str(dump)
+        try:
+            with runnable_bytes(model) as source:
+                self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as err:  # the runtime's exceptions share no base of their own
+            raise CannotRun(f"ONNX Runtime does not load the model: {first_line(err)}") from err
+        self.inputs = tuple(
+            InputSpec(i.name, _NUMPY_TYPES.get(i.type, i.type), tuple(d if d != "" else None for d in i.shape))
+            for i in self._session.get_inputs()
+        )
+        self.output_names = tuple(o.name for o in self._session.get_outputs())
+
+    def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Return the outputs by name, in the model's order; all of them, or those asked for.
+
+        Raises:
+            CannotRun: the runtime fails on this feed.
+        """
+        names = list(outputs if outputs is not None else self.output_names)
+        try:
+            arrays = self._session.run(names, {spec.name: feed[spec.name] for spec in self.inputs if spec.name in feed})
+        except Exception as err:  # as above
+            raise CannotRun(f"ONNX Runtime does not run the model: {first_line(err)}") from err
+        return dict(zip(names, arrays, strict=True))
+
+
+def capture(
+    model: ir.Model, values: Sequence[ir.Value], feeds: Iterable[Feed], *, threads: int = 1
+) -> Iterator[list[Array]]:
+    """Yield the arrays of inner values of the main graph for each feed, in the order of ``values``.
+
+    Nothing is kept between feeds: memory holds one feed's arrays. The model is not changed. The graph runs as it is
+    written (no fusions), so that every value exists.
+    """
+    probe, probed = forked(model, values)
+    wanted = {value.name for value in probed}
+    existing = {output.name for output in probe.graph.outputs}
+    for value in probed:
+        if value.name not in existing:
+            existing.add(value.name)
+            probe.graph.outputs.append(value)
+    session = Session(probe, threads=threads, level="disable")
+    names = [value.name or "" for value in probed]
+    for feed in feeds:
+        arrays = session.run(feed, sorted(n for n in wanted if n))
+        yield [arrays[name] for name in names]
+
+
+def optimized_graph(model: ir.Model | onnx.ModelProto | Path, *, threads: int = 1) -> onnx.ModelProto:
+    """Return the graph that ONNX Runtime really runs, after its own optimizations at level ``all``."""
+    with scratch_directory() as folder:
+        dump = folder / "optimized.onnx"
+        Session(model, threads=threads, dump=dump)
+        return onnx.load(dump)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Hold an interleaved comparison of two models.
+
+    Attributes:
+        ratio: median over rounds of (second / first); below 1 the second is faster.
+        low, high: quartiles of the ratio.
+        cpu_ratio: the same ratio in CPU time of this process, which other processes on the machine disturb less.
+        first_ms, second_ms: median milliseconds of one run.
+        rounds: number of rounds.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    cpu_ratio: float
+    first_ms: float
+    second_ms: float
+    rounds: int
+
+
+def latency_ratio(
+    first: Session, second: Session, feed: Feed, *, rounds: int = 60, seconds: float = 6.0, warmup: int = 3
+) -> Latency:
+    """Time two sessions in turns on one feed; the order alternates so that neither keeps the warmer cache.
+
+    A short model is run several times a round, so that a round lasts at least about a millisecond.
+    """
+    sessions = (first, second)
+    for _ in range(warmup):
+        for session in sessions:
+            session.run(feed)
+    repeat = max(1, min(50, int(2e-3 / max(_seconds(first, feed, 1)[0], 1e-6))))
+    times: tuple[list[float], list[float]] = ([], [])
+    cpu: tuple[list[float], list[float]] = ([], [])
+    start = time.perf_counter()
+    for index in range(rounds):
+        for side in (0, 1) if index % 2 == 0 else (1, 0):
+            wall, busy = _seconds(sessions[side], feed, repeat)
+            times[side].append(wall / repeat)
+            cpu[side].append(busy / repeat)
+        if index >= 4 and time.perf_counter() - start > seconds:
+            break
+    ratios = sorted(b / a for a, b in zip(*times, strict=True))
+    count = len(ratios)
+    return Latency(
+        ratio=statistics.median(ratios),
+        low=ratios[count // 4],
+        high=ratios[(3 * count) // 4],
+        cpu_ratio=statistics.median(b / max(a, 1e-9) for a, b in zip(*cpu, strict=True)),
+        first_ms=statistics.median(times[0]) * 1e3,
+        second_ms=statistics.median(times[1]) * 1e3,
+        rounds=count,
+    )
+
+
+def _seconds(session: Session, feed: Feed, repeat: int) -> tuple[float, float]:
+    """Return wall and CPU seconds of some runs."""
+    start, busy = time.perf_counter(), time.process_time()
+    for _ in range(repeat):
+        session.run(feed)
+    return time.perf_counter() - start, time.process_time() - busy
+
+
+def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
+    """Return the inputs that a caller must feed, from the graph alone: overridable initializers are none of them."""
+    specs = []
+    for value in model.graph.inputs:
+        if value.is_initializer():
+            continue
+        dtype = value.dtype.numpy().name if value.dtype is not None and value.dtype != ir.DataType.STRING else "object"
+        dims = () if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
+        specs.append(InputSpec(value.name or "", dtype, dims))
+    return tuple(specs)

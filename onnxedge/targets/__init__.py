@@ -1,0 +1,1 @@
+"""Target descriptions that come with onnxedge, one TOML file each."""

@@ -1,0 +1,1 @@
+"""A vendor's plugin, outside of onnxedge: one pass, one target file."""
