@@ -1,0 +1,40 @@
+"""Dead code: what no output depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
+
+from onnxedge.api import Context, Pass, Result, graphs_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadCode(Pass):
+    """Remove nodes, initializers and local functions that no output depends on.
+
+    Before: ``y = Relu(x); z = Exp(x)`` with ``y`` exported
+    After:  ``y = Relu(x)``
+
+    Left alone: graph inputs, used or not; initializers that are graph inputs; nodes with one output in use.
+    accuracy: exact. Source: ``onnx_ir.passes.common``, and subgraphs' initializers.
+    """
+
+    name: ClassVar[str] = "dead-code"
+
+    def run(self, model: ir.Model, context: Context) -> Result:
+        """Remove dead nodes first, then the initializers and functions that only they needed."""
+        before = _size(model)
+        RemoveUnusedNodesPass()(model)
+        for graph in graphs_of(model):
+            for value in list(graph.initializers.values()):
+                if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                    del graph.initializers[value.name or ""]
+        RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+        return Result(rewrites=before - _size(model))
+
+
+def _size(model: ir.Model) -> int:
+    return len(model.functions) + sum(len(graph) + len(graph.initializers) for graph in graphs_of(model))

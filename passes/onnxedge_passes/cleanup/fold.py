@@ -1,0 +1,56 @@
+"""The family ``fold``: everything that keeps each output bit as it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from onnxedge.api import Context, Pass, Result
+from onnxedge_passes.cleanup.common_subexpressions import CommonSubexpressions
+from onnxedge_passes.cleanup.dead_code import DeadCode
+from onnxedge_passes.cleanup.eliminate_identity import EliminateIdentity
+from onnxedge_passes.cleanup.fold_constants import FoldConstants
+
+_MAX_ROUNDS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold(Pass):
+    """Fold constants, remove nodes that change nothing, repeated and dead ones, until nothing is left to do.
+
+    Before: an exporter's graph with its shape arithmetic, Identity nodes and Constant nodes
+    After:  the same graph with what does not depend on the inputs computed
+
+    Left alone: see ``fold-constants``, ``eliminate-identity``, ``common-subexpressions`` and ``dead-code``.
+    accuracy: exact. Source: own.
+    """
+
+    name: ClassVar[str] = "fold"
+    max_constant_bytes: int = 1 << 20  #: a node that needs more bytes than this beyond what it frees is not folded
+    max_growth: float = 0.1  #: share of the model's weight bytes that folding may add
+    dequantize: bool = False  #: fold DequantizeLinear of constants too: larger, float weights
+
+    def run(self, model: ir.Model, context: Context) -> Result:
+        """Run the four passes in turn until a round changes nothing."""
+        passes = (
+            DeadCode(),
+            FoldConstants(
+                max_constant_bytes=self.max_constant_bytes, max_growth=self.max_growth, dequantize=self.dequantize
+            ),
+            EliminateIdentity(),
+            CommonSubexpressions(),
+        )
+        counts: Counter[str] = Counter()
+        for _ in range(_MAX_ROUNDS):
+            before = counts.total()
+            for step in passes:
+                counts[step.name] += step.run(model, context).rewrites
+            if counts.total() == before:
+                break
+        made = {name: count for name, count in counts.items() if count}
+        return Result(
+            rewrites=counts.total(), summary=", ".join(f"{name} {count}" for name, count in made.items()), figures=made
+        )

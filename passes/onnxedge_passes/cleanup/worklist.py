@@ -1,0 +1,137 @@
+"""Rewrite rules and the one driver that applies them, for the families ``fold`` and ``fuse``."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from onnxedge.api import Context, Pass, Result, graph_of, graphs_of, is_standard, remove_node, scope_of
+
+MAX_ROUNDS = 32  #: a rule set that still rewrites after this many sweeps over the graph is stopped
+
+_MANY_READERS = 64  #: readers of a value with more of them wait for the next sweep, or each rewrite would queue all
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Say why a match that is nearly one was left alone."""
+
+    reason: str
+
+
+Outcome = ir.Value | Refused | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(Pass):
+    """Rewrite what ends in one node of a given operator; usable alone as a pass, or with others in one sweep."""
+
+    roots: ClassVar[tuple[str, ...]]  #: operators of the default domain that a match ends with
+
+    def rewrite(self, node: ir.Node, context: Context) -> Outcome:
+        """Rewrite the match that ends in ``node`` and return the value that now stands for its output.
+
+        Returns None where nothing matches, and :class:`Refused` for a near miss; in both cases nothing is changed.
+        """
+        raise NotImplementedError(f"rule {type(self).__name__} has no rewrite method")
+
+    def run(self, model: ir.Model, context: Context) -> Result:
+        """Apply this rule alone until it finds nothing more."""
+        return apply_rules(model, (self,), context)
+
+
+def apply_rules(model: ir.Model, rules: Sequence[Rule], context: Context) -> Result:
+    """Apply rules to the main graph, subgraphs and local functions until none of them rewrites anything.
+
+    Nodes wait in a queue, last node first, so that the longest match wins; a rewrite queues its neighbours again.
+    The reasons of the last sweep, in which nothing was rewritten, become notes.
+    """
+    by_root: defaultdict[str, list[Rule]] = defaultdict(list)
+    for rule in rules:
+        for root in rule.roots:
+            by_root[root].append(rule)
+    counts = {rule.name: 0 for rule in rules}
+    for _ in range(MAX_ROUNDS):
+        refusals: list[tuple[ir.Node, str]] = []
+        before = sum(counts.values())
+        for graph in list(graphs_of(model)):
+            _sweep(graph, by_root, counts, refusals, context)
+        if sum(counts.values()) == before:
+            break
+    for node, reason in refusals:
+        context.note(node, reason)
+    made = {name: count for name, count in counts.items() if count}
+    summary = ", ".join(f"{name} {count}" for name, count in made.items()) if len(rules) > 1 else ""
+    return Result(rewrites=sum(made.values()), summary=summary, figures=made)
+
+
+def _sweep(
+    graph: ir.Graph,
+    by_root: dict[str, list[Rule]],
+    counts: dict[str, int],
+    refusals: list[tuple[ir.Node, str]],
+    context: Context,
+) -> None:
+    exported = [id(value) for value in graph.outputs]
+    twice = {key for key in exported if exported.count(key) > 1} if len(set(exported)) != len(exported) else set()
+    queue = deque(node for node in reversed(graph) if node.op_type in by_root)
+    queued = {id(node) for node in queue}
+    while queue:
+        node = queue.popleft()
+        queued.discard(id(node))
+        if node.graph is None or not is_standard(node) or any(id(value) in twice for value in node.outputs):
+            continue
+        for rule in by_root.get(node.op_type, ()):
+            outcome = rule.rewrite(node, context)
+            if isinstance(outcome, Refused):
+                refusals.append((node, outcome.reason))
+            elif outcome is not None:
+                counts[rule.name] += 1
+                near = [n for n in _neighbours(outcome, graph) if id(n) not in queued and n.op_type in by_root]
+                queue.extend(near)
+                queued.update(id(n) for n in near)
+                break
+
+
+def _neighbours(value: ir.Value, graph: ir.Graph) -> Iterable[ir.Node]:
+    """Return the producer of a value, its readers and its sources, each once, where they stand in ``graph``."""
+    producer = value.producer()
+    uses = value.uses()
+    nodes = [producer, *(use.node for use in uses)] if len(uses) <= _MANY_READERS else [producer]
+    if producer is not None:
+        nodes += [source.producer() for source in producer.inputs if source is not None]
+    here = (node for node in nodes if node is not None and node.graph is not None and graph_of(node) is graph)
+    return dict.fromkeys(here)
+
+
+def retire(*nodes: ir.Node | None) -> None:
+    """Remove nodes that nobody reads any more, and in turn what only they read."""
+    stack = [node for node in nodes if node is not None]
+    while stack:
+        node = stack.pop()
+        if node.graph is None or any(value.uses() or value.is_graph_output() for value in node.outputs):
+            continue
+        sources = [value.producer() for value in node.inputs if value is not None]
+        remove_node(node)
+        stack.extend(source for source in dict.fromkeys(sources) if source is not None)
+
+
+def node_opset(node: ir.Node) -> int:
+    """Return the opset version of the default domain that a node is written in."""
+    imports = scope_of(graph_of(node)).opset_imports
+    return imports.get("", imports.get("ai.onnx", 0))
+
+
+def input_at(node: ir.Node, index: int) -> ir.Value | None:
+    """Return input ``index`` of a node, None where it is missing or empty."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def output_used(value: ir.Value) -> bool:
+    """Tell whether anybody reads a value or it is exported."""
+    return bool(value.uses()) or value.is_graph_output()
+

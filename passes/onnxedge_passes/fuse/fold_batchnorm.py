@@ -1,0 +1,70 @@
+"""BatchNormalization after a linear operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxedge.api import Accuracy, Context, bypass, constant, sole_consumer
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, node_opset, output_used
+from onnxedge_passes.fuse.affine import linear_before, rescale
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldBatchnorm(Rule):
+    """Fold inference-mode BatchNormalization into the Conv, ConvTranspose, Gemm or MatMul that feeds it.
+
+    Before: ``Conv(x, W, b) -> BatchNormalization(gamma, beta, mean, var)``
+    After:  ``Conv(x, W * s, (b - mean) * s + beta)`` with ``s = gamma / sqrt(var + epsilon)``
+
+    Left alone: training mode; parameters computed at run time or that a caller may override; an output with other
+    readers or exported; a weight that others read too; a MatMul that would need a bias.
+    accuracy: rounding. Source: Jacob et al. 2018, arXiv:1712.05877, section 3.2.
+    """
+
+    name: ClassVar[str] = "fold-batchnorm"
+    accuracy: ClassVar[Accuracy] = "rounding"
+    roots: ClassVar[tuple[str, ...]] = ("BatchNormalization",)
+
+    def rewrite(self, node: ir.Node, context: Context) -> Outcome:
+        """Move scale and shift of the normalization into the producer of its input."""
+        source = node.inputs[0]
+        if source is None or not _is_inference(node):
+            return None
+        linear = linear_before(source)
+        if linear is None:
+            return Refused("not folded: no Conv, ConvTranspose, Gemm or MatMul before it")
+        if linear.node.op_type in ("Gemm", "MatMul") and linear.rank != 2:
+            return Refused("not folded: the channels are not the MatMul's last axis")
+        if sole_consumer(source) is not node:
+            return Refused("not folded: its input has other readers or is exported")
+        parameters = [constant(value) for value in node.inputs[1:5]]
+        gamma, beta, mean, variance = (p.astype(np.float64) if p is not None else None for p in parameters)
+        if gamma is None or beta is None or mean is None or variance is None:
+            return Refused("not folded: a parameter is computed at run time or may be overridden")
+        if gamma.shape != (linear.channels,):
+            return Refused("not folded: its parameters are not one per channel")
+        with np.errstate(all="ignore"):
+            scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+            shift = beta - mean * scale
+        if linear.node.op_type == "MatMul" and shift.any():
+            return Refused("not folded: a MatMul has no bias")
+        refused = rescale(linear, scale, shift)
+        if refused is not None:
+            return refused
+        bypass(node)
+        return linear.node.outputs[0]
+
+
+def _is_inference(node: ir.Node) -> bool:
+    version = node_opset(node)
+    if any(output_used(value) for value in node.outputs[1:]) or len(node.inputs) < 5:
+        return False
+    if version < 7:
+        return bool(node.attributes.get_int("is_test", 0)) and bool(node.attributes.get_int("spatial", 1))
+    if version < 9:
+        return bool(node.attributes.get_int("spatial", 1))
+    return not node.attributes.get_int("training_mode", 0)

@@ -1,0 +1,131 @@
+"""Chains of operators that only look at the same elements in another way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxedge.api import (
+    Context,
+    constant,
+    graph_of,
+    insert_before,
+    is_standard,
+    new_initializer,
+    replace_uses,
+    sole_consumer,
+    static_shape,
+)
+from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, node_opset, retire
+
+_VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeViews(Rule):
+    """Merge Reshape, Flatten, Squeeze, Unsqueeze and Transpose nodes that follow each other.
+
+    Before: ``y = Reshape(Unsqueeze(x, 0), [4, 8])``; ``y = Transpose<perm=[1, 0]>(Transpose<perm=[1, 0]>(x))``
+    After:  ``y = Reshape(x, [4, 8])``; ``y = x``
+
+    A Transpose between Reshapes that only add or remove dimensions of size 1 changes places with the first one, so
+    that both can meet their like.
+    Left alone: a shape with zeros that copy dimensions that are not known; inner values with other readers; shapes
+    computed at run time.
+    accuracy: exact. Source: own.
+    """
+
+    name: ClassVar[str] = "merge-views"
+    roots: ClassVar[tuple[str, ...]] = (*_VIEWS, "Transpose")
+
+    def rewrite(self, node: ir.Node, context: Context) -> Outcome:
+        """Merge a node with the one before it."""
+        source = node.inputs[0]
+        before = source.producer() if source is not None else None
+        if source is None or before is None or not is_standard(before) or before.graph is not node.graph:
+            return None
+        if node_opset(node) < 5 or sole_consumer(source) is not node or not before.inputs or before.inputs[0] is None:
+            return None
+        if node.op_type == "Transpose":
+            return _merge_transposes(node, before) if before.op_type == "Transpose" else _swap(node, before)
+        return _merge_reshapes(node, before) if before.op_type in _VIEWS else None
+
+
+def _merge_reshapes(node: ir.Node, before: ir.Node) -> Outcome:
+    target = _target(node)
+    if target is None:
+        return None
+    shape = new_initializer(graph_of(node), np.array(target, np.int64), f"{node.outputs[0].name}_shape")
+    return _replace(node, "Reshape", [before.inputs[0], shape])
+
+
+def _target(node: ir.Node) -> list[int] | None:
+    """Return a shape without zeros that a Reshape can take from any view of its input, None where there is none."""
+    middle = node.inputs[0]
+    if node.op_type == "Reshape":
+        shape = constant(input_at(node, 1))
+        if shape is None:
+            return None
+        target = shape.tolist()
+        if 0 not in target:
+            return [int(d) for d in target]
+        dims = list(middle.shape) if middle is not None and middle.shape is not None else []
+        resolved = [dims[i] if d == 0 and i < len(dims) else d for i, d in enumerate(target)]
+        if node.attributes.get_int("allowzero", 0) or not all(isinstance(d, int) and d != 0 for d in resolved):
+            return None
+        return [int(d) for d in resolved]  # type: ignore[arg-type]
+    out = node.outputs[0]
+    if out.shape is None or out.is_graph_output():  # declared shapes of outputs are not to be believed
+        return None
+    known = [d if isinstance(d, int) else -1 for d in out.shape]
+    return known if known.count(-1) <= 1 and 0 not in known else None
+
+
+def _perm(node: ir.Node, rank: int) -> list[int]:
+    return list(node.attributes.get_ints("perm", range(rank)[::-1]))
+
+
+def _merge_transposes(node: ir.Node, before: ir.Node) -> Outcome:
+    given = node.attributes.get_ints("perm", None) or before.attributes.get_ints("perm", None)
+    if given is None:
+        return None
+    first, second = _perm(before, len(given)), _perm(node, len(given))
+    return _replace(node, "Transpose", [before.inputs[0]], {"perm": [first[axis] for axis in second]})
+
+
+def _swap(node: ir.Node, before: ir.Node) -> Outcome:
+    """Turn ``Transpose(Reshape(x))`` into ``Reshape(Transpose(x))`` where the Reshape only moves dimensions of size 1.
+
+    Only where another Reshape follows that takes the second one in, so that a node is saved.
+    """
+    after = sole_consumer(node.outputs[0])
+    if before.op_type not in _VIEWS or after is None or after.op_type not in _VIEWS or _target(after) is None:
+        return None
+    inner, outer = static_shape(before.inputs[0]), static_shape(before.outputs[0])
+    result = static_shape(node.outputs[0])
+    if inner is None or outer is None or result is None or after.outputs[0].is_graph_output():
+        return None
+    real = [axis for axis, d in enumerate(inner) if d != 1]
+    shown = [axis for axis, d in enumerate(outer) if d != 1]
+    if [inner[a] for a in real] != [outer[a] for a in shown] or 0 in inner:
+        return None
+    moved = [real[shown.index(axis)] for axis in _perm(node, len(outer)) if outer[axis] != 1]
+    order = iter(moved)
+    perm = [next(order) if d != 1 else axis for axis, d in enumerate(inner)]
+    turned = insert_before(node, "Transpose", [before.inputs[0]], attributes={"perm": perm}, name=node.name)
+    turned.outputs[0].type = node.outputs[0].type
+    turned.outputs[0].shape = ir.Shape([inner[axis] for axis in perm])
+    shape = new_initializer(graph_of(node), np.array(result, np.int64), f"{node.outputs[0].name}_shape")
+    return _replace(node, "Reshape", [turned.outputs[0], shape])
+
+
+def _replace(
+    node: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, list[int]] | None = None
+) -> ir.Value:
+    merged = insert_before(node, op_type, inputs, attributes=attributes, name=node.name, like=node.outputs)
+    replace_uses(node.outputs[0], merged.outputs[0])
+    retire(node)
+    return merged.outputs[0]

@@ -1,0 +1,111 @@
+"""fuse-layer-norm: raw spellings from several exporters, and normalizations of another kind."""
+
+from __future__ import annotations
+
+import pytest
+from onnxedge_passes.fuse.fuse_layer_norm import FuseLayerNorm
+from onnxedge_passes.fuse.keep_layer_norm import KeepLayerNorm
+
+HEAD = "g (float[2, 3, 4] x) => (float[2, 3, 4] y)"
+SCALE = "float[4] g = {1, 2, -1, 0.5}, float[4] b = {0, 1, 2, 3}"
+CONSTANTS = f"<{SCALE}, float e = {{0.001}}, float two = {{2}}, float half = {{0.5}}, float mh = {{-0.5}}>"
+MEAN, VARIANCE = "m = ReduceMean<axes=[-1]>(x) d = Sub(x, m)", "v = ReduceMean<axes=[-1]>(q) w = Add(v, e)"
+FUSED = f"{HEAD} <{SCALE}> {{ y = LayerNormalization<axis=-1, epsilon=0.001>(x, g, b) }}"
+
+SPELLINGS = {
+    "PyTorch": f"{MEAN} q = Pow(d, two) {VARIANCE} s = Sqrt(w) n = Div(d, s) o = Mul(n, g) y = Add(o, b)",
+    "product, Pow": f"{MEAN} q = Mul(d, d) {VARIANCE} s = Pow(w, half) n = Div(d, s) o = Mul(g, n) y = Add(b, o)",
+    "reciprocal root": f"{MEAN} q = Mul(d, d) {VARIANCE} s = Pow(w, mh) n = Mul(d, s) o = Mul(g, n) y = Add(b, o)",
+    "TFLite": "m = GlobalAveragePool(x) d = Sub(x, m) q = Mul(d, d) v = GlobalAveragePool(q) w = Add(v, e) s = Sqrt(w)"
+    " r = Reciprocal(s) k = Mul(r, g) mk = Mul(m, k) o = Sub(b, mk) xk = Mul(x, k) y = Add(xk, o)",
+    "mean of squares": "m = ReduceMean<axes=[2]>(x) xx = Mul(x, x) p = ReduceMean<axes=[2]>(xx) mm = Mul(m, m)"
+    " v = Sub(p, mm) w = Add(v, e) s = Sqrt(w) d = Sub(x, m) n = Div(d, s) o = Mul(n, g) y = Add(o, b)",
+}
+
+OTHERS = {
+    "root mean square": "q = Mul(x, x) v = ReduceMean<axes=[-1]>(q) w = Add(v, e) s = Sqrt(w) n = Div(x, s)"
+    " o = Mul(n, g) y = Add(o, b)",
+    "over the middle axis": "m = ReduceMean<axes=[1]>(x) d = Sub(x, m) q = Mul(d, d) v = ReduceMean<axes=[1]>(q)"
+    " w = Add(v, e) s = Sqrt(w) n = Div(d, s) o = Mul(n, g) y = Add(o, b)",
+    "no root": f"{MEAN} q = Mul(d, d) {VARIANCE} s = Pow(w, two) n = Div(d, s) o = Mul(n, g) y = Add(o, b)",
+    "another value's mean": "z = Exp(x) m = ReduceMean<axes=[-1]>(z) d = Sub(x, m) q = Mul(d, d)"
+    f" {VARIANCE} s = Sqrt(w) n = Div(d, s) o = Mul(n, g) y = Add(o, b)",
+}
+
+
+@pytest.mark.parametrize("body", SPELLINGS.values(), ids=SPELLINGS)
+def test_fuses(check, body: str) -> None:
+    check(FuseLayerNorm(), f"{HEAD} {CONSTANTS} {{ {body} }}", FUSED)
+
+
+@pytest.mark.parametrize("body", OTHERS.values(), ids=OTHERS)
+def test_stays(check, body: str) -> None:
+    assert check(FuseLayerNorm(), f"{HEAD} {CONSTANTS} {{ {body} }}") == []
+
+
+def test_dynamic_batch_and_time(check) -> None:
+    check(
+        FuseLayerNorm(),
+        f"g (float[N, T, 4] x) => (float[N, T, 4] y) {CONSTANTS} {{ {SPELLINGS['PyTorch']} }}",
+        FUSED.replace("[2, 3, 4]", "[N, T, 4]"),
+    )
+
+
+def test_without_beta(check) -> None:
+    body = f"{MEAN} q = Mul(d, d) {VARIANCE} s = Sqrt(w) n = Div(d, s) y = Mul(n, g)"
+    check(
+        FuseLayerNorm(),
+        f"{HEAD} {CONSTANTS} {{ {body} }}",
+        f"{HEAD} <{SCALE}> {{ y = LayerNormalization<axis=-1, epsilon=0.001>(x, g) }}",
+    )
+
+
+def test_gamma_at_run_time_stays_behind_the_fused_part(check) -> None:
+    body = f"{MEAN} q = Mul(d, d) {VARIANCE} s = Sqrt(w) n = Div(d, s) y = Mul(n, t)"
+    head = "g (float[2, 3, 4] x, float[4] t) => (float[2, 3, 4] y)"
+    check(
+        FuseLayerNorm(),
+        f"{head} {CONSTANTS} {{ {body} }}",
+        f"{head} <float[4] g = {{1, 1, 1, 1}}>"
+        " { n = LayerNormalization<axis=-1, epsilon=0.001>(x, g) y = Mul(n, t) }",
+    )
+
+
+def test_a_residual_addition_stays_outside(check) -> None:
+    body = f"{MEAN} q = Mul(d, d) {VARIANCE} s = Sqrt(w) n = Div(d, s) o = Mul(n, g) p = Add(o, b) y = Add(p, x)"
+    check(
+        FuseLayerNorm(),
+        f"{HEAD} {CONSTANTS} {{ {body} }}",
+        f"{HEAD} <{SCALE}> {{ p = LayerNormalization<axis=-1, epsilon=0.001>(x, g, b) y = Add(p, x) }}",
+    )
+
+
+def test_old_opsets_are_said(check) -> None:
+    reasons = check(FuseLayerNorm(), f"{HEAD} {CONSTANTS} {{ {SPELLINGS['PyTorch']} }}", opset=13)
+    assert reasons == ["layer normalization not fused: the operator comes with opset 17"]
+
+
+def test_other_readers_are_said(check) -> None:
+    text = f"g (float[2, 3, 4] x) => (float[2, 3, 4] y, float[2, 3, 1] s) {CONSTANTS} {{ {SPELLINGS['PyTorch']} }}"
+    assert check(FuseLayerNorm(), text) == ["layer normalization not fused: a value inside it has other readers"]
+
+
+ADDED = "g (float[2, 3, 4] x, float[2, 3, 4] r) => (float[2, 3, 4] y)"
+
+
+def test_keep_layer_norm_on_onnx_runtime(check) -> None:
+    rows = SCALE.replace("float[4]", "float[1, 4]")
+    body = "{ z = Add(x, r) y = LayerNormalization(z, g, b) }"
+    check(KeepLayerNorm(), f"{ADDED} <{SCALE}> {body}", f"{ADDED} <{rows}> {body}")
+
+
+@pytest.mark.parametrize(
+    ("body", "target"),
+    [
+        ("{ z = Add(x, r) y = LayerNormalization(z, g, b) }", "generic"),
+        ("{ z = Mul(x, r) y = LayerNormalization(z, g, b) }", "ort-cpu"),
+    ],
+    ids=["another runtime", "no addition"],
+)
+def test_keep_layer_norm_leaves_others(check, body: str, target: str) -> None:
+    check(KeepLayerNorm(), f"{ADDED} <{SCALE}> {body}", target=target)

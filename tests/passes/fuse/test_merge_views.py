@@ -1,0 +1,58 @@
+"""merge-views: chains of Reshape, Squeeze, Unsqueeze, Flatten and Transpose."""
+
+from __future__ import annotations
+
+import pytest
+from onnxedge_passes.fuse.merge_views import MergeViews
+
+HEAD = "g (float[2, 3, 4] x) => (float[A, B] y)"
+
+MERGED = {
+    "two Reshapes": (
+        f"{HEAD} <int64[1] s = {{-1}}, int64[2] t = {{4, 6}}> {{ a = Reshape(x, s) y = Reshape(a, t) }}",
+        f"{HEAD} <int64[2] t = {{4, 6}}> {{ y = Reshape(x, t) }}",
+    ),
+    "a copied dimension that is known": (
+        f"{HEAD} <int64[2] s = {{6, 4}}, int64[2] t = {{0, -1}}, float[6, 4] a>"
+        " { a = Reshape(x, s) y = Reshape(a, t) }",
+        f"{HEAD} <int64[2] t = {{6, -1}}> {{ y = Reshape(x, t) }}",
+    ),
+    "three": (
+        f"{HEAD} <int64[1] s = {{0}}, int64[2] t = {{4, 6}}>"
+        " { a = Unsqueeze(x, s) b = Flatten<axis=2>(a) y = Reshape(b, t) }",
+        f"{HEAD} <int64[2] t = {{4, 6}}> {{ y = Reshape(x, t) }}",
+    ),
+    "Transposes": (
+        "g (float[2, 3, 4] x) => (float[A, B, C] y)"
+        " { a = Transpose<perm=[1, 2, 0]>(x) y = Transpose<perm=[0, 2, 1]>(a) }",
+        "g (float[2, 3, 4] x) => (float[A, B, C] y) { y = Transpose<perm=[1, 0, 2]>(x) }",
+    ),
+    "a Transpose between Reshapes that add ones": (
+        "g (float[3, 4] x) => (float[A, B] y) <int64[4] s = {1, 1, 3, 4}, int64[2] t = {4, 3}, float[1, 1, 3, 4] a,"
+        " float[1, 1, 4, 3] b, float[4, 3] c> { a = Reshape(x, s) b = Transpose<perm=[0, 1, 3, 2]>(a)"
+        " c = Reshape(b, t) y = Relu(c) }",
+        "g (float[3, 4] x) => (float[A, B] y) <int64[2] t = {4, 3}>"
+        " { b = Transpose<perm=[1, 0]>(x) c = Reshape(b, t) y = Relu(c) }",
+    ),
+}  # fmt: skip
+
+KEPT = {
+    "a copied dimension that is not known": "g (float[N, 3, 4] x) => (float[A, B, C] y) <int64[2] s = {-1, 4},"
+    " int64[3] t = {0, 0, -1}> { a = Reshape(x, s) y = Reshape(a, t) }",
+    "other readers": "g (float[2, 3, 4] x) => (float[A, B] y, float[C] z) <int64[1] s = {-1}, int64[2] t = {4, 6}>"
+    " { a = Reshape(x, s) z = Relu(a) y = Reshape(a, t) }",
+    "an exported view": "g (float[2, 3, 4] x) => (float[A, B] y, float[C] a) <int64[1] s = {-1}, int64[2] t = {4, 6}>"
+    " { a = Reshape(x, s) y = Reshape(a, t) }",
+    "a shape at run time": "g (float[2, 3, 4] x, int64[2] t) => (float[A, B] y) <int64[1] s = {-1}>"
+    " { a = Reshape(x, s) y = Reshape(a, t) }",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after"), MERGED.values(), ids=MERGED)
+def test_merges(check, before: str, after: str) -> None:
+    check(MergeViews(), before, after)
+
+
+@pytest.mark.parametrize("text", KEPT.values(), ids=KEPT)
+def test_stays(check, text: str) -> None:
+    check(MergeViews(), text, runs="t)" not in text.split("=>")[0])
