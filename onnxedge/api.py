@@ -49,10 +49,9 @@ from onnxedge.operators import (
     weight_axes,
 )
 from onnxedge.passes import Accuracy, Context, Note, Pass, Result
-from onnxedge.placement import Placement, place, predict
+from onnxedge.placement import Placement, Unit, clip_bounds, place, predict
 from onnxedge.runtime import CannotRun, Feed, InputSpec, Latency, Session, capture, latency_ratio, optimized_graph
 from onnxedge.target import KernelCost, Quantization, Target
-from onnxedge.units import Unit, clip_bounds
 
 __all__ = [
     "OPERATORS",

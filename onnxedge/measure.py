@@ -23,10 +23,10 @@ Array = np.ndarray[Any, Any]
 Outputs = dict[str, Array]
 
 #: A model is slower when its wall and CPU ratios are above this and the lower quartile above 1: machines are noisy.
-SLOWER = 1.05
+SLOWER = 1.03
 #: A file is larger when it grew by more than this; node names and scales may add a little to a small model.
 LARGER = 1.10
-#: One-sided 95 % quantile of the normal distribution: a drop counts once the samples show it.
+#: One-sided 95 % quantile of the normal distribution: a drop counts when it is more than chance.
 CONFIDENCE = 1.645
 #: Without labels a model is worse when fewer outputs than this agree and the SQNR is below the other bound, dB.
 AGREEMENT, SQNR_DB = 0.90, 10.0
@@ -154,7 +154,7 @@ class Judge:
             return ""
         if fidelity.drop is not None:
             error = fidelity.standard_error or 0.0
-            if fidelity.drop - CONFIDENCE * error > self.max_drop:
+            if fidelity.drop > max(self.max_drop, CONFIDENCE * error):
                 points = f"{100 * fidelity.drop:.2f} ± {100 * error:.2f} points"
                 return f"loses {points} of {fidelity.metric}, {100 * self.max_drop:g} are allowed (--max-drop)"
             return ""

@@ -21,8 +21,6 @@ LAYERS = (
     ("manager", "inspection", "documentation"),
     ("pipeline", "measure"),
     ("registry", "verify", "report", "bridges", "placement"),
-    ("costs",),
-    ("units",),
     ("passes",),
     ("data", "metrics"),
     ("operators", "target", "targets", "runtime"),

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxedge.operators import ShapeOf, macs
+from onnxedge.placement.units import WEIGHTED, Unit
 from onnxedge.target import KernelCost, Quantization
-from onnxedge.units import WEIGHTED, Unit
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ def _work(unit: Unit, shape_of: ShapeOf, before: Callable[[Unit], bool]) -> _Wor
     out = shape_of(node.outputs[0])
     data = shape_of(node.inputs[unit.reads[0]])
     if out is None or data is None:
+        if unit.weight is not None and "Conv" not in node.op_type and (weight := shape_of(node.inputs[1])) is not None:
+            return _Work(node.op_type, math.prod(weight), 1)  # a row at least
         return None
     size = math.prod(out)
     if node.op_type in WEIGHTED:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxedge.costs import Costs
 from onnxedge.model.edit import node_label
 from onnxedge.operators import ShapeOf, batch_one_shape, macs
+from onnxedge.placement.costs import Costs
+from onnxedge.placement.units import Unit, find_units
 from onnxedge.target import Quantization, Target
-from onnxedge.units import Unit, find_units
 
 
 @dataclass(frozen=True)
