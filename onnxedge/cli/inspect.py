@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from onnxedge.inspection import Inspection, OperatorCount, Port
 
+_TARGET = "ort-cpu"  #: whose integer kernels are asked about when none is named
 MAX_OPERATORS = 30  #: lines of the operator table
 MAX_REASONS = 10  #: reasons to stay float that are listed
 MAX_PORTS = 12  #: inputs and outputs that are listed
@@ -38,7 +39,7 @@ MAX_PORTS = 12  #: inputs and outputs that are listed
 def inspect(model: Path, target: str | None, input_shapes: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """Show operators, opset, inputs and outputs, parameters, MACs, bytes and activation memory of MODEL.
 
-    With --target, also what the target would run in integers.
+    Also what the target would run in integers, as the graph stands; `fuse` makes more of it fit.
     """
     shapes = read_input_shapes(input_shapes)
 
@@ -46,7 +47,7 @@ def inspect(model: Path, target: str | None, input_shapes: tuple[str, ...], as_j
     from onnxedge.model.io import load
     from onnxedge.registry import find_target
 
-    chip = find_target(target) if target is not None else None
+    chip = find_target(target or _TARGET)
     found = inspect_model(load(model), path=model, target=chip, input_shapes=shapes)
     if as_json:
         click.echo(found.to_json(), nl=False)

@@ -30,7 +30,7 @@ input_shape_option: Callable[[F], F] = click.option(
     "input_shapes",
     multiple=True,
     metavar="NAME:1x3x224x224",
-    help="Fix the shape of an input; may be given once an input.",
+    help="Shape of an input to measure with, where it is free; once an input.",
 )
 threads_option: Callable[[F], F] = click.option(
     "--threads", type=click.IntRange(1, 1024), help="Threads of ONNX Runtime, also in what is timed.  [default: 1]"

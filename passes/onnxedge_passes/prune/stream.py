@@ -1,0 +1,174 @@
+"""Run a model piece by piece over all samples at once, with only what later pieces need kept between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+from onnx import helper, numpy_helper
+
+from onnxedge.api import Array, Feed, Session
+
+
+class Stream:
+    """The main graph of a model on its way through the calibration samples.
+
+    Values are computed when they are fetched, for every feed, and dropped when nothing that is still to run reads
+    them. Constant inputs of nodes that have not run yet can be replaced.
+    """
+
+    def __init__(self, model: ir.Model, feeds: Sequence[Feed], *, threads: int = 1) -> None:
+        self._threads = threads
+        self._nodes = list(model.graph)
+        self._number = {node: number for number, node in enumerate(self._nodes)}
+        self._protos = [ir.to_proto(node) for node in self._nodes]
+        self._reads = [_reads(proto) for proto in self._protos]
+        self._maker = {name: n for n, proto in enumerate(self._protos) for name in proto.output if name}
+        self._initializers = dict(model.graph.initializers.items())
+        self._versions = [helper.make_opsetid(domain, version) for domain, version in model.graph.opset_imports.items()]
+        self._functions = [ir.to_proto(function) for function in model.functions.values()]
+        self._ir_version = model.ir_version
+        self._done = [False] * len(self._nodes)
+        self._replaced: dict[int, dict[int, Array]] = {}
+        self._waiting: dict[str, int] = {}
+        for read in self._reads:
+            for name in read:
+                self._waiting[name] = self._waiting.get(name, 0) + 1
+        names = [
+            value.name or "" for value in model.graph.inputs if not value.is_initializer() or value.name in feeds[0]
+        ]
+        self.held: dict[str, list[Array]] = {name: [feed[name] for feed in feeds] for name in names}
+
+    def replace(self, node: ir.Node, index: int, array: Array) -> None:
+        """Give an input of a node that has not run another constant."""
+        number = self._number[node]
+        if self._done[number]:
+            raise ValueError("the node has run")
+        self._replaced.setdefault(number, {})[index] = array
+
+    def fetch(self, values: Iterable[ir.Value]) -> list[list[Array]]:
+        """Return the arrays of values, one per feed; a value must be new or still be needed."""
+        names = [value.name or "" for value in values]
+        nodes = self._missing(names)
+        if nodes:
+            self._run(nodes, names)
+        result = [self.held[name] for name in names]
+        self._forget(set(names))
+        return result
+
+    def release(self) -> None:
+        """Drop what only the last fetch asked for."""
+        self._forget(set())
+
+    def _missing(self, names: Sequence[str]) -> list[int]:
+        """Return the nodes to run for some values, in the graph's order."""
+        found: set[int] = set()
+        stack = [name for name in names if name not in self.held]
+        while stack:
+            number = self._maker.get(stack.pop())
+            if number is None or number in found:
+                continue
+            if self._done[number]:
+                raise ValueError(f"a value of {self._nodes[number].op_type} was dropped")
+            found.add(number)
+            stack.extend(name for name in self._reads[number] if name not in self.held)
+        return sorted(found)
+
+    def _run(self, numbers: list[int], names: Sequence[str]) -> None:
+        for number in numbers:
+            self._done[number] = True
+            for name in self._reads[number]:
+                self._waiting[name] -= 1
+        made = [name for n in numbers for name in self._protos[n].output if name]
+        wanted = [name for name in made if self._waiting.get(name, 0) > 0 or name in names]
+        inputs = sorted({name for n in numbers for name in self._reads[n] if name in self.held})
+        session = Session(self._segment(numbers, inputs, wanted), threads=self._threads)
+        count = len(next(iter(self.held.values()))) if self.held else 1
+        outputs: dict[str, list[Array]] = {name: [] for name in wanted}
+        for k in range(count):
+            for name, array in session.run({name: self.held[name][k] for name in inputs}).items():
+                outputs[name].append(array)
+        self.held.update(outputs)
+
+    def _segment(self, numbers: list[int], inputs: Sequence[str], wanted: Sequence[str]) -> onnx.ModelProto:
+        protos, constants = [], []
+        used: set[str] = set()
+        for number in numbers:
+            proto = onnx.NodeProto()
+            proto.CopyFrom(self._protos[number])
+            for index, array in self._replaced.get(number, {}).items():
+                name = f"onnxedge_replaced_{number}_{index}"
+                proto.input.extend([""] * (index + 1 - len(proto.input)))
+                proto.input[index] = name
+                constants.append(numpy_helper.from_array(array, name))
+            protos.append(proto)
+            used.update(_reads(proto))
+        for name in sorted(used & set(self._initializers) - set(inputs)):
+            tensor = self._initializers[name].const_value
+            if tensor is not None:
+                constants.append(
+                    numpy_helper.from_array(tensor.numpy(), name) if tensor.dtype.value < 16 else ir.to_proto(tensor)
+                )
+                constants[-1].name = name
+        ports = [
+            helper.make_tensor_value_info(name, _dtype(self.held[name][0]), _dims(self.held[name])) for name in inputs
+        ]
+        outputs = [onnx.ValueInfoProto(name=name) for name in wanted]
+        graph = helper.make_graph(protos, "segment", ports, outputs, constants)
+        model = helper.make_model(graph, opset_imports=self._versions, functions=self._functions)
+        model.ir_version = self._ir_version if self._ir_version >= 4 else 4  # initializers that are no inputs
+        return model
+
+    def _forget(self, pinned: set[str]) -> None:
+        for name in [n for n in self.held if self._waiting.get(n, 0) == 0 and n not in pinned]:
+            del self.held[name]
+
+
+def held_bytes(model: ir.Model, shapes: Mapping[ir.Value, tuple[int, ...]], stops: Collection[ir.Value]) -> int:
+    """Return the most bytes of float32 activations that a stream holds between its runs.
+
+    Args:
+        model: run in the graph's order.
+        shapes: of its values.
+        stops: values that are fetched.
+    """
+    order = list(model.graph)
+    last = {value: n for n, node in enumerate(order) for value in node.inputs if value is not None}
+    ends: dict[int, int] = {}
+    alive = most = 0
+    for number, node in enumerate(order):
+        for value in node.outputs:
+            size = 4 * math.prod(shapes.get(value, (0,)))
+            alive += size
+            finish = max(last.get(value, number), number)
+            ends[finish] = ends.get(finish, 0) + size
+        alive -= ends.pop(number, 0)
+        if any(value in stops for value in node.outputs):
+            most = max(most, alive)
+    return most
+
+
+def _reads(proto: onnx.NodeProto) -> set[str]:
+    """Return the names that a node reads, what its subgraphs take from outside included."""
+    names = {name for name in proto.input if name}
+    for attribute in proto.attribute:
+        for graph in [*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs]:
+            made = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+            made |= {name for node in graph.node for name in node.output}
+            inner = {name for node in graph.node for name in _reads(node)} | {value.name for value in graph.output}
+            names |= inner - made
+    return names
+
+
+def _dtype(array: Array) -> int:
+    return int(helper.np_dtype_to_tensor_dtype(array.dtype))
+
+
+def _dims(arrays: Sequence[Array]) -> list[int | str]:
+    """Return dimensions that all arrays share, a name for the others."""
+    return [
+        size if all(a.ndim == arrays[0].ndim and a.shape[axis] == size for a in arrays) else f"d{axis}"
+        for axis, size in enumerate(arrays[0].shape)
+    ]
