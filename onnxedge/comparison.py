@@ -11,12 +11,13 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxedge.data import Preprocess, open_data, synthesise
-from onnxedge.driver import Source, fixed_inputs, load_model
+from onnxedge.driver import Source, load_model
 from onnxedge.measure import Judge, measure_size
 from onnxedge.model.edit import graphs_of
 from onnxedge.passes import Progress, Silent
 from onnxedge.report.records import Fidelity, Measure, Speed
-from onnxedge.runtime import CannotRun, input_specs
+from onnxedge.runtime import CannotRun, model_inputs
+from onnxedge.samples import check_memory, fixed_inputs
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ def compare(
     try:
         if interface:
             raise CannotRun("inputs or outputs differ")
-        specs = fixed_inputs(input_specs(models[0]), input_shapes)
+        for model in models:
+            check_memory(model)
+        specs = fixed_inputs(model_inputs(models[0]), input_shapes)
         samples = (
             open_data(data, specs, preprocessing)
             if data is not None
@@ -115,7 +118,7 @@ def _operators(model: ir.Model) -> dict[str, int]:
 def _interface(first: ir.Model, second: ir.Model) -> tuple[str, ...]:
     lines = []
     for kind, ours, theirs in (
-        ("input", input_specs(first), input_specs(second)),
+        ("input", model_inputs(first), model_inputs(second)),
         ("output", _output_types(first), _output_types(second)),
     ):
         for a, b in zip(ours, theirs, strict=False):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,22 @@ import onnx
 import onnx_ir as ir
 
 from onnxedge import __version__
-from onnxedge.data import Data, Preprocess, open_data, synthesise
+from onnxedge.data import Data, Preprocess, preprocessing_doubt
 from onnxedge.errors import UserError
-from onnxedge.manager import Manager, Stage, Verify
-from onnxedge.measure import Judge, measure_size, verification_feeds
+from onnxedge.manager import Manager, Stage, Verify, dump_name
+from onnxedge.measure import Judge, measure_size
 from onnxedge.metrics import load_metric
 from onnxedge.model import io
-from onnxedge.model.edit import node_label, refresh_scopes, static_shape
+from onnxedge.model.edit import refresh_scopes
 from onnxedge.passes import Context, Pass, Progress, Silent
-from onnxedge.pipeline import format_pass, format_pipeline, parse_pipeline
+from onnxedge.pipeline import format_pipeline, parse_pipeline
 from onnxedge.registry import find_pass, find_target
 from onnxedge.report.records import Fidelity, Measure, Report, Speed
-from onnxedge.runtime import CannotRun, Feed, InputSpec, Session, input_specs
+from onnxedge.samples import Samples, open_samples
 from onnxedge.target import Target
 from onnxedge.verify import infer_shapes
 
 Source = str | Path | onnx.ModelProto | ir.Model
-HELD_OUT = 0.25  #: share of the calibration samples that measures agreement when there is no evaluation data
-SYNTHETIC_SAMPLES = 96  #: samples made from the model's own statistics when the user gives none
-MEMORY_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if hasattr(os, "sysconf") else 8 << 30
 
 
 @dataclass(frozen=True)
@@ -47,21 +45,12 @@ class Optimized:
     output: Path | None
 
 
-@dataclass(frozen=True)
-class _Samples:
-    """Hold the samples of a run: to calibrate on, to compare on, and why there are none."""
-
-    calibration: Data | None
-    comparison: Data | None
-    feeds: Sequence[Feed]
-    unrunnable: str = ""
-
-
 def optimize(
     model: Source,
     passes: str | Sequence[Pass] = "fold,fuse",
     *,
     output: str | Path | None = None,
+    report: str | Path | None = None,
     target: str | Target = "ort-cpu",
     calib: Any = None,
     eval: Any = None,
@@ -75,6 +64,7 @@ def optimize(
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     metric: str = "top1",
     max_drop: float = 0.02,
+    keep: Sequence[Path] = (),
     progress: Progress | None = None,
     watch: Callable[[str], None] | None = None,
 ) -> Optimized:
@@ -84,6 +74,7 @@ def optimize(
         model: a path, a protobuf or an ``onnx_ir`` model; never changed.
         passes: pipeline text, or passes that are already built.
         output: where to write the result; None writes nothing.
+        report: where to write the report, as JSON, or as a page where the name ends in ``.html``.
         target: name of a target, path of a target file, or a target.
         calib: samples to calibrate on: a path, ``module:function``, arrays, or a CalibrationDataReader.
         eval: labelled samples to measure on, in the same forms; never used to fit anything.
@@ -97,6 +88,7 @@ def optimize(
         overrides: pass name -> options, as a recipe gives them.
         metric: ``top1``, ``top5``, or ``module:function``.
         max_drop: how much of the metric may be lost, 0..1, before a pass is taken back.
+        keep: more files that nothing may be written over, such as the recipe.
         progress: where long steps show how far they have come.
         watch: called with one line at each step.
 
@@ -112,17 +104,21 @@ def optimize(
     load_metric(metric)  # an unknown one is said before any work
     _check_limits(threads, max_drop, verify)
     original = load_model(model)
-    files = _input_files(path, calib, eval)
-    if output is not None:
-        io.refuse_overwrite(Path(output), files)
-    folder = _dump_folder(dump_dir)
+    files = (*_input_files(path, calib, eval, target), *keep)
+    folder = Path(dump_dir) if dump_dir is not None else None
+    _check_written(output, report, folder, steps, files)
 
     progress, watch = progress or Silent(), watch or (lambda line: None)
-    samples = _samples(original, calib, eval, preprocessing, input_shapes, seed)
+    samples = open_samples(original, calib, eval, preprocessing, input_shapes, seed)
     context = Context(
         chip, samples.calibration, original=original, evaluation=None, seed=seed, threads=threads, progress=progress
     )
     context.unrunnable = samples.unrunnable
+    if samples.calibration is not None and not samples.unrunnable:
+        doubt = preprocessing_doubt(original, samples.calibration)
+        if doubt is not None:
+            context.begin("calib")
+            context.note(None, doubt)
     judge = None
     if samples.comparison is not None and not samples.unrunnable:
         judge = Judge(
@@ -135,7 +131,9 @@ def optimize(
             progress=progress,
         )
     _ask_requirements(original, steps, context)
+    made = folder is not None and _make_folder(folder)
 
+    measured = partial(measure_size, feed=samples.feeds[0] if samples.feeds else None)
     manager = Manager(
         context,
         samples.feeds,
@@ -143,17 +141,24 @@ def optimize(
         strict=strict,
         dump_dir=folder,
         reproducer_dir=folder or _reproducer_folder(output),
-        measure=measure_size,
+        measure=measured,
         assess=judge.fidelity if judge else lambda _: None,
         watch=watch,
     )
-    before = measure_size(original, path)
-    stages = manager.run(original, steps)
-    watch("measuring against the original")
-    stages, fidelity, speed = _never_worse(stages, steps, manager, judge, before)
+    before = measured(original, path)
+    try:
+        stages = manager.run(original, steps)
+        watch("measuring against the original")
+        stages, fidelity, speed = _never_worse(stages, steps, manager, judge, before)
+    except UserError:
+        manager.remove_dumps()
+        if made and folder is not None:
+            with contextlib.suppress(OSError):  # it may hold the reproducer of a broken pass
+                folder.rmdir()
+        raise
     final = stages[-1].model
 
-    report = Report(
+    told = Report(
         input=str(path or ""),
         output=str(output or ""),
         pipeline=format_pipeline(steps),
@@ -175,12 +180,14 @@ def optimize(
         notes=tuple(context.notes),
         seconds=0.0,
     )
-    final = _finished(final, original, report)
+    final = _finished(final, original, told)
     if output is not None:
         io.save(final, output, inputs=files, external=path is not None and io.has_external_data(original))
-    after = measure_size(final, Path(output) if output is not None else None)
-    report = replace(report, after=after, verdict=_verdict(report, after), seconds=time.perf_counter() - start)
-    return Optimized(final, report, Path(output) if output is not None else None)
+    after = measured(final, Path(output) if output is not None else None)
+    told = replace(told, after=after, verdict=_verdict(told, after), seconds=time.perf_counter() - start)
+    if report is not None:
+        _write_report(told, Path(report))
+    return Optimized(final, told, Path(output) if output is not None else None)
 
 
 def load_model(model: Source) -> ir.Model:
@@ -188,7 +195,9 @@ def load_model(model: Source) -> ir.Model:
     if isinstance(model, ir.Model):
         return model.clone()
     if isinstance(model, onnx.ModelProto):
-        return io.from_proto(model)
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)  # tensors of the graph are views of the protobuf, a new name would reach it
+        return io.from_proto(copy)
     return io.load(model)
 
 
@@ -203,19 +212,58 @@ def _check_limits(threads: int, max_drop: float, verify: str) -> None:
 
 def _input_files(path: Path | None, *sources: Any) -> tuple[Path, ...]:
     files = io.model_files(path) if path is not None else []
-    files.extend(Path(s) for s in sources if isinstance(s, str | Path) and Path(s).is_file())
+    files.extend(Path(s) for s in sources if isinstance(s, str | Path) and str(s) and Path(s).exists())
     return tuple(files)
 
 
-def _dump_folder(dump_dir: str | Path | None) -> Path | None:
-    if dump_dir is None:
-        return None
-    folder = Path(dump_dir)
+def _check_written(
+    output: str | Path | None,
+    report: str | Path | None,
+    dump_folder: Path | None,
+    steps: Sequence[Pass],
+    inputs: Sequence[Path],
+) -> None:
+    """Refuse files to write that are inputs, each other, or cannot be written, before any minute is spent.
+
+    Raises:
+        UserError: with the reason.
+    """
+    written: list[Path] = []
+    if output is not None:
+        written += [Path(output), io.data_file(Path(output))]
+    if dump_folder is not None:
+        if dump_folder.exists() and not dump_folder.is_dir():
+            raise UserError(f"{dump_folder}: cannot be made: it is a file; name a folder to dump into")
+        written += [dump_folder / dump_name(number, step) for number, step in enumerate(steps, 1)]
+    if report is not None:
+        written.append(Path(report))
+    taken: set[str] = set()
+    for file in written:
+        if os.path.realpath(file) in taken:
+            raise UserError(f"{file}: is another file that this run writes; name a file of its own")
+        taken.add(os.path.realpath(file))
+        if file.parent != dump_folder or dump_folder.is_dir():
+            io.refuse_overwrite(file, inputs)
+
+
+def _make_folder(folder: Path) -> bool:
+    """Make a folder and tell whether it was not there."""
     try:
+        absent = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
+        return absent
     except OSError as err:
         raise UserError(f"{folder}: cannot be made: {err.strerror}") from err
-    return folder
+
+
+def _write_report(report: Report, path: Path) -> None:
+    if path.suffix.lower() in (".html", ".htm"):
+        from onnxedge.report.html import to_html
+
+        text = to_html(report)
+    else:
+        text = report.to_json()
+    io.write_whole(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _reproducer_folder(output: str | Path | None) -> Path:
@@ -223,76 +271,6 @@ def _reproducer_folder(output: str | Path | None) -> Path:
     if output is None:
         return Path(tempfile.gettempdir()) / "onnxedge-reproducer"
     return Path(output).with_name(Path(output).name + ".reproducer")
-
-
-def _samples(
-    model: ir.Model,
-    calib: Any,
-    evaluation: Any,
-    preprocess: Preprocess | None,
-    shapes: Mapping[str, Sequence[int]] | None,
-    seed: int,
-) -> _Samples:
-    """Open the user's samples, or synthesise some; find out whether the runtime runs the model at all."""
-    specs = fixed_inputs(input_specs(model), shapes)
-    given = open_data(calib, specs, preprocess) if calib is not None else None
-    compared = open_data(evaluation, specs, preprocess) if evaluation is not None else None
-    try:
-        _check_memory(model)
-        Session(model)
-        if given is None:
-            made = synthesise(model, specs, count=SYNTHETIC_SAMPLES, seed=seed, shapes=shapes)
-            calibration, held_out = made.split(HELD_OUT)
-        elif compared is None:
-            calibration, held_out = given.split(HELD_OUT)
-        else:
-            calibration, held_out = given, given
-        comparison = compared if compared is not None else held_out
-        feeds = verification_feeds(calibration)
-        session = Session(model, level="disable")
-        for feed in feeds:
-            session.run(feed)
-    except CannotRun as err:
-        return _Samples(given, compared, (), str(err))
-    return _Samples(calibration, comparison, feeds)
-
-
-def _check_memory(model: ir.Model) -> None:
-    """Refuse to run a model with a value that does not fit into the machine's memory.
-
-    Raises:
-        CannotRun: with the value and its size.
-    """
-    shaped = model.clone()
-    infer_shapes(shaped)
-    for graph in shaped.graphs():
-        for node in graph:
-            for value in node.outputs:
-                shape = static_shape(value)
-                if shape is not None and value.dtype is not None and value.dtype != ir.DataType.STRING:
-                    size = math.prod(shape) * value.dtype.bitwidth // 8
-                    if size > MEMORY_BYTES:
-                        raise CannotRun(f"{node_label(node)} makes a value of {size / 1e9:.1f} GB, {shape}")
-
-
-def fixed_inputs(specs: tuple[InputSpec, ...], shapes: Mapping[str, Sequence[int]] | None) -> tuple[InputSpec, ...]:
-    """Check shapes that a user gave against the model's inputs and return the inputs with those sizes.
-
-    Raises:
-        UserError: no such input, another rank, or a size other than a fixed dimension's.
-    """
-    by_name = {spec.name: spec for spec in specs}
-    for name, shape in (shapes or {}).items():
-        spec = by_name.get(name)
-        if spec is None:
-            raise UserError(f"input shape: no input is called {name!r}; the model has {', '.join(by_name)}")
-        fits = len(shape) == len(spec.shape) and all(
-            not isinstance(d, int) or d == s for d, s in zip(spec.shape, shape, strict=True)
-        )
-        if not fits or any(s < 1 for s in shape):
-            raise UserError(f"input shape: input {name!r} needs {spec}, {list(shape)} came")
-        by_name[name] = replace(spec, shape=tuple(shape))
-    return tuple(by_name.values())
 
 
 def _ask_requirements(model: ir.Model, steps: Sequence[Pass], context: Context) -> None:
@@ -309,7 +287,7 @@ def _never_worse(
 ) -> tuple[list[Stage], Fidelity | None, Speed | None]:
     """Take back the passes that made the model worse, and run those behind them again on what was before.
 
-    At most one round for each pass: each takes one back for good.
+    Each round takes the first pass back that has the fault. It ends: what was applied before that pass stays as it is.
     """
     if judge is None:
         return stages, None, None
@@ -324,19 +302,7 @@ def _never_worse(
         culprit = _culprit(stages, judge, before, accuracy=bool(strays))
         if culprit is None:
             return stages, fidelity, speed
-        record = stages[culprit].record
-        assert record is not None
-        reason = strays or costs
-        taken = Stage(
-            stages[culprit - 1].model,
-            replace(record, status="rolled back", reason=reason, after=_size(stages[culprit - 1], before)),
-        )
-        manager.context.begin(steps[culprit - 1].name)
-        manager.context.note(None, f"taken back: the model {reason}")
-        manager.watch(f"taking back {format_pass(steps[culprit - 1])}: the model {reason}")
-        manager.forget_reference()
-        again = manager.run(taken.model, steps[culprit:])
-        stages = [*stages[:culprit], taken, *again[1:]]
+        stages = manager.take_back(stages, steps, culprit, strays or costs)
 
 
 def _size(stage: Stage, before: Measure) -> Measure:
@@ -380,6 +346,8 @@ def _finished(model: ir.Model, original: ir.Model, report: Report) -> ir.Model:
             "before": fidelity.before,
         }
         facts["measured"] = json.dumps({k: _rounded(v) for k, v in measured.items() if v is not None})
+    for key in ("calibration", "measured"):  # of an earlier run; how inputs are prepared still holds
+        final.metadata_props.pop(f"onnxedge.{key}", None)
     final.metadata_props.update({f"onnxedge.{key}": value for key, value in facts.items() if value})
     return final
 
@@ -401,7 +369,7 @@ def _versions() -> dict[str, str]:
     return {"onnxedge": __version__} | {name: version(name) for name in ("onnx", "onnxruntime", "onnx-ir", "numpy")}
 
 
-def _unmeasured(samples: _Samples, target: Target, fidelity: Fidelity | None) -> tuple[str, ...]:
+def _unmeasured(samples: Samples, target: Target, fidelity: Fidelity | None) -> tuple[str, ...]:
     lines = []
     if samples.unrunnable:
         return (f"nothing was run or measured: {samples.unrunnable}",)

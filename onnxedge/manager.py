@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +13,11 @@ import onnx_ir as ir
 
 from onnxedge.errors import PassError, UserError, first_line
 from onnxedge.model.edit import graphs_of, refresh_scopes
-from onnxedge.model.io import save
+from onnxedge.model.io import data_file, save
 from onnxedge.passes import Context, Pass, Result
 from onnxedge.pipeline import format_pass, format_pipeline
 from onnxedge.report.records import Fidelity, Measure, PassRecord
-from onnxedge.runtime import CannotRun, Feed, Session
+from onnxedge.runtime import CannotRun, Feed, Session, flattened
 from onnxedge.verify import Broken, Difference, Outputs, check_numbers, check_structure, infer_shapes
 
 Verify = Literal["off", "structure", "numeric"]
@@ -26,10 +26,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """Hold the model behind a pass, or the one that came in (record None)."""
+    """Hold the model behind a pass, or the one that came in (record None), and how many notes there were by then."""
 
     model: ir.Model
     record: PassRecord | None
+    note_count: int = 0
+
+
+def dump_name(number: int, step: Pass) -> str:
+    """Return the name of the file for the model behind a pass, the first being number 1."""
+    return f"{number:02d}-{step.name}.onnx"
 
 
 class Manager:
@@ -63,25 +69,59 @@ class Manager:
         self.dump_dir, self.reproducer_dir = dump_dir, reproducer_dir
         self.measure, self.assess, self.watch = measure, assess, watch
         self._reference: Outputs | None = None
+        self._dumped: list[Path] = []
 
-    def run(self, model: ir.Model, passes: Sequence[Pass]) -> list[Stage]:
+    def run(self, model: ir.Model, passes: Sequence[Pass], first: int = 1) -> list[Stage]:
         """Return the model that came in and the model behind each pass, in order.
+
+        Args:
+            model: not changed.
+            passes: the whole pipeline.
+            first: number of the pass that comes next, counted from 1; those before it have run.
 
         Raises:
             PassError: a pass broke its promise and ``strict`` is set.
             UserError: a pass cannot work on what the user gave.
         """
-        stages = [Stage(model, None)]
-        for number, step in enumerate(passes, 1):
+        stages = [Stage(model, None, len(self.context.notes))]
+        for number, step in enumerate(passes[first - 1 :], first):
             self.watch(f"{number}/{len(passes)} {format_pass(step)}")
-            stages.append(self._step(stages[-1].model, step, passes))
-            if self.dump_dir is not None:
-                save(stages[-1].model, self.dump_dir / f"{number:02d}-{step.name}.onnx")
+            stage = self._step(stages[-1].model, step, passes)
+            stages.append(replace(stage, note_count=len(self.context.notes)))
+            self._dump(stage.model, number, step)
         return stages
 
-    def forget_reference(self) -> None:
-        """Forget the outputs of the last verified model, when another one is run next."""
+    def take_back(self, stages: Sequence[Stage], passes: Sequence[Pass], number: int, reason: str) -> list[Stage]:
+        """Take back a pass that was applied and run those behind it again, on what was before it.
+
+        Args:
+            stages: as :meth:`run` gave them for the whole pipeline.
+            passes: the whole pipeline.
+            number: the pass, counted from 1.
+            reason: what it did to the model, as in "is slower".
+        """
+        before, step, record = stages[number - 1].model, passes[number - 1], stages[number].record
+        assert record is not None
+        self.watch(f"taking back {format_pass(step)}: the model {reason}")
+        self.context.forget_notes(stages[number].note_count)  # of passes that run again
+        self.context.begin(step.name)
+        self.context.note(None, f"taken back: the model {reason}")
+        record = replace(record, status="rolled back", reason=reason, after=self.measure(before))
+        taken = Stage(before, record, len(self.context.notes))
+        self._dump(before, number, step)
         self._reference = None
+        return [*stages[:number], taken, *self.run(before, passes, number + 1)[1:]]
+
+    def _dump(self, model: ir.Model, number: int, step: Pass) -> None:
+        if self.dump_dir is not None:
+            file = self.dump_dir / dump_name(number, step)
+            save(model, file)
+            self._dumped.extend((file, data_file(file)))
+
+    def remove_dumps(self) -> None:
+        """Remove the models that were dumped: bad input leaves nothing behind."""
+        for file in self._dumped:
+            file.unlink(missing_ok=True)
 
     def _step(self, before: ir.Model, step: Pass, passes: Sequence[Pass]) -> Stage:
         model = before.clone()
@@ -94,6 +134,8 @@ class Manager:
         start = time.perf_counter()
         try:
             result = step.run(model, self.context)
+        except CannotRun as err:  # the model that came in runs, so it is the pass's own
+            return self._roll_back(before, step, passes, str(err), err)
         except UserError:
             raise
         except Exception as err:  # a pass, a vendor's too, may raise anything; the model before it is whole
@@ -105,6 +147,7 @@ class Manager:
             return Stage(before, self._record(step, "no change", result, seconds, self.measure(before)))
         try:
             difference = self._verify(before, model, step)
+            fidelity = self.assess(model) if step.accuracy == "lossy" else None
         except (Broken, CannotRun) as err:
             return self._roll_back(before, step, passes, str(err), err)
         record = self._record(
@@ -114,7 +157,7 @@ class Manager:
             seconds,
             self.measure(model),
             difference,
-            self.assess(model) if step.accuracy == "lossy" else None,
+            fidelity,
         )
         return Stage(model, record)
 
@@ -128,14 +171,25 @@ class Manager:
         if self._reference is None:
             self._reference = self._outputs(before)
         outputs = self._outputs(model)
+        self._check_optimized(model)
         promise = "rounding" if step.accuracy == "exact" and _has_half(before) else step.accuracy
         difference = check_numbers(self._reference, outputs, promise, quantized=_is_quantized(before))
         self._reference = outputs
         return difference
 
+    def _check_optimized(self, model: ir.Model) -> None:
+        """Run a model as users do, with the runtime's own optimizations.
+
+        Raises:
+            CannotRun: they fail on this model, though it is valid.
+        """
+        session = Session(model, threads=self.context.threads)
+        for feed in self.feeds:
+            session.run(feed)
+
     def _outputs(self, model: ir.Model) -> Outputs:
         session = Session(model, threads=self.context.threads, level="disable")
-        return [session.run(feed) for feed in self.feeds]
+        return [flattened(session.run(feed)) for feed in self.feeds]
 
     def _roll_back(self, before: ir.Model, step: Pass, passes: Sequence[Pass], reason: str, cause: Exception) -> Stage:
         folder = self._leave_reproducer(before, step, passes)

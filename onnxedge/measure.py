@@ -13,10 +13,10 @@ from onnxedge.data import Data
 from onnxedge.metrics import Comparison, load_metric
 from onnxedge.model.edit import constant_node_tensor, graphs_of
 from onnxedge.model.io import file_bytes, weight_bytes, written_bytes
-from onnxedge.operators import model_macs
+from onnxedge.operators import batch_one_shape, macs, model_macs
 from onnxedge.passes import Progress
 from onnxedge.report.records import Fidelity, Measure, Speed
-from onnxedge.runtime import Feed, Session, latency_ratio
+from onnxedge.runtime import CannotRun, Feed, Session, capture, flattened, latency_ratio
 from onnxedge.verify import infer_shapes
 
 Array = np.ndarray[Any, Any]
@@ -32,13 +32,16 @@ CONFIDENCE = 1.645
 AGREEMENT, SQNR_DB = 0.90, 10.0
 
 
-def measure_size(model: ir.Model, path: Path | None = None, shaped: ir.Model | None = None) -> Measure:
+def measure_size(
+    model: ir.Model, path: Path | None = None, shaped: ir.Model | None = None, feed: Feed | None = None
+) -> Measure:
     """Return the size of a model.
 
     Args:
         model: not changed.
         path: its file, whose own size is taken; otherwise that of the file that the model would make.
         shaped: a copy with shapes inferred, where the caller has one.
+        feed: one sample, whose sizes are taken for the inputs' free dimensions; without it they stay unknown.
     """
     graphs = list(graphs_of(model))
     tensors = [v.const_value for graph in graphs for v in graph.initializers.values() if v.const_value is not None]
@@ -46,7 +49,10 @@ def measure_size(model: ir.Model, path: Path | None = None, shaped: ir.Model | N
     dense = [t for t in (*tensors, *constants) if t is not None and t.dtype != ir.DataType.STRING]
     if shaped is None:
         shaped = model.clone()
+        _fix_inputs(shaped, feed or {})
         infer_shapes(shaped)
+        if feed:
+            _observe_shapes(shaped, feed)
     return Measure(
         nodes=sum(len(graph) for graph in graphs),
         parameters=sum(t.size for t in dense),
@@ -55,6 +61,36 @@ def measure_size(model: ir.Model, path: Path | None = None, shaped: ir.Model | N
         file_bytes=file_bytes(path) if path is not None else written_bytes(model),
         macs=model_macs(shaped),
     )
+
+
+def _fix_inputs(model: ir.Model, feed: Feed) -> None:
+    """Write a sample's sizes into the inputs, so that more shapes can be inferred; drop what was inferred before."""
+    fed = [value for value in model.graph.inputs if value.name in feed and value.shape is not None]
+    free = [value for value in fed if value.shape is not None and not value.shape.is_static()]
+    if not free:
+        return
+    for value in free:
+        value.shape = ir.Shape(feed[value.name or ""].shape)
+    outputs = {value for graph in graphs_of(model) for value in graph.outputs}
+    for node in (node for graph in graphs_of(model) for node in graph if node.domain in ("", "ai.onnx")):
+        for value in node.outputs:
+            if value.shape is not None and not value.shape.is_static():
+                value.shape = None if value not in outputs else ir.Shape([None] * len(value.shape))
+
+
+def _observe_shapes(model: ir.Model, feed: Feed) -> None:
+    """Run a model to learn the shapes that multiply-accumulates need and that could not be inferred."""
+    unknown = [node for node in model.graph if macs(node) is None]
+    values = list(dict.fromkeys(value for node in unknown for value in (*node.inputs[:3], node.outputs[0]) if value))
+    wanted = [value for value in values if batch_one_shape(value) is None and value.name]
+    if not wanted:
+        return
+    try:
+        arrays = next(iter(capture(model, wanted, [feed])))
+    except CannotRun:
+        return  # what cannot be run keeps its unknown shapes
+    for value, array in zip(wanted, arrays, strict=True):
+        value.shape = ir.Shape(array.shape)
 
 
 class Judge:
@@ -97,7 +133,7 @@ class Judge:
         scores = Comparison()
         kept: list[tuple[Outputs, Outputs, Array]] = []
         for batch in self.progress.track(self.data.batches(32), "comparing with the original", None):
-            reference, outputs = self.original.run(batch.feed), session.run(batch.feed)
+            reference, outputs = (flattened(s.run(batch.feed)) for s in (self.original, session))
             scores.add(reference, outputs, None if own or not name else batch.labels, batch.count)
             if own and batch.labels is not None:
                 kept.append((_first(reference, batch.count), _first(outputs, batch.count), batch.labels))
@@ -126,7 +162,7 @@ class Judge:
         if not name or not scores.labelled:
             return None, None, None
         first, second = scores.top5 if name == "top5" else scores.top1
-        return first, second, scores.top1_change_error
+        return first, second, scores.top1_change_error if name == "top1" else None
 
     def speed(self, model: ir.Model | Path) -> Speed | None:
         """Return the latency of a model over the original's, on one sample; None where the target runs elsewhere."""

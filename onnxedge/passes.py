@@ -134,6 +134,11 @@ class Context:
             self._seen.add(note)
             self.notes.append(note)
 
+    def forget_notes(self, count: int) -> None:
+        """Keep the first ``count`` notes: what came after them was said of a model that is given up."""
+        del self.notes[count:]
+        self._seen = set(self.notes)
+
     def analysis(self, key: str, compute: Callable[[], T]) -> T:
         """Return a cached analysis of the model, computed on first use; dropped when the next pass begins."""
         if key not in self._analyses:

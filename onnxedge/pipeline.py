@@ -163,13 +163,15 @@ def _first_fit(value: Value, hints: Sequence[Any]) -> Any:
 
 
 def _number(text: str, hint: type[int] | type[float]) -> int | float:
+    written = text.removesuffix("%")
     try:
-        number = Fraction(text[:-1]) / 100 if text.endswith("%") else Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{text!r} is not {'a whole number' if hint is int else 'a number'}") from None
-    if hint is int and number.denominator != 1:
-        raise ValueError(f"{text!r} is not a whole number")
-    return hint(number)
+        # An exponent goes through float: as a fraction, 1e999999999 has a billion digits.
+        number = Fraction(float(written) if "e" in written.lower() else written) / (1 if written == text else 100)
+        if hint is float or number.denominator == 1:
+            return hint(number)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        pass
+    raise ValueError(f"{text!r} is not {'a whole number' if hint is int else 'a number'}")
 
 
 def _checked(value: Any, hint: Any) -> Any:

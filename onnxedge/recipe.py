@@ -182,6 +182,7 @@ _READERS: Mapping[str, Callable[[Any, str, Path], Any]] = {
     "eval": _source,
     "preprocess": _text,
     "output": _path,
+    "report": _path,
     "seed": _number(0),
     "threads": _number(1),
     "verify": _verify,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from onnxedge.model.io import runnable_bytes, scratch_directory
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
+RUN_LIMIT_SECONDS = 30.0  #: a model that takes longer for a sample or three is neither run nor measured
 Level = Literal["disable", "basic", "extended", "all"]
 
 _NUMPY_TYPES = {
@@ -31,6 +33,10 @@ _NUMPY_TYPES = {
 
 class CannotRun(UserError):
     """Say that ONNX Runtime does not run a model here: a missing kernel, a broken graph, or no memory."""
+
+
+class TooLong(CannotRun):
+    """Say that a model runs for longer than anybody would wait."""
 
 
 @dataclass(frozen=True)
@@ -93,18 +99,67 @@ class Session:
         )
         self.output_names = tuple(o.name for o in self._session.get_outputs())
 
-    def run(self, feed: Feed, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+    def run(
+        self, feed: Feed, outputs: Sequence[str] | None = None, *, limit_seconds: float | None = None
+    ) -> dict[str, Array]:
         """Return the outputs by name, in the model's order; all of them, or those asked for.
 
+        Args:
+            feed: arrays by input name.
+            outputs: names of the outputs that are wanted, None for all.
+            limit_seconds: when to give up; the runtime looks between two nodes, in the bodies of loops too.
+
         Raises:
-            CannotRun: the runtime fails on this feed.
+            CannotRun: the runtime fails on this feed, or takes longer than the limit.
         """
         names = list(outputs if outputs is not None else self.output_names)
+        fed = {spec.name: feed[spec.name] for spec in self.inputs if spec.name in feed}
         try:
-            arrays = self._session.run(names, {spec.name: feed[spec.name] for spec in self.inputs if spec.name in feed})
+            if limit_seconds is None:
+                arrays = self._session.run(names, fed)
+            else:
+                arrays = self._run_within(limit_seconds, names, fed)
+        except CannotRun:
+            raise
         except Exception as err:  # as above
             raise CannotRun(f"ONNX Runtime does not run the model: {first_line(err)}") from err
         return dict(zip(names, arrays, strict=True))
+
+    def _run_within(self, seconds: float, names: Sequence[str], feed: Feed) -> list[Array]:
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        expired = threading.Event()
+
+        def stop() -> None:
+            expired.set()
+            options.terminate = True
+
+        timer = threading.Timer(seconds, stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            arrays: list[Array] = self._session.run(names, feed, options)
+        except Exception as err:  # as above
+            if expired.is_set():
+                raise TooLong(f"one run of the model takes over {seconds:g} s") from err
+            raise
+        finally:
+            timer.cancel()
+        return arrays
+
+
+def flattened(outputs: Mapping[str, Any]) -> dict[str, Array]:
+    """Return outputs as arrays alone: the items of sequences and maps stand under names as ``y[0]`` or ``y[cat]``."""
+    flat: dict[str, Array] = {}
+    for name, value in outputs.items():
+        if isinstance(value, list):
+            flat |= flattened({f"{name}[{index}]": item for index, item in enumerate(value)})
+        elif isinstance(value, dict):
+            flat |= flattened({f"{name}[{key}]": item for key, item in value.items()})
+        elif value is not None:
+            flat[name] = np.asarray(value)
+    return flat
 
 
 def capture(
@@ -201,13 +256,20 @@ def _seconds(session: Session, feed: Feed, repeat: int) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - busy
 
 
-def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
-    """Return the inputs that a caller must feed, from the graph alone: overridable initializers are none of them."""
+def model_inputs(model: ir.Model) -> tuple[InputSpec, ...]:
+    """Return the inputs that a caller must feed: graph inputs without an initializer of their own.
+
+    As :attr:`Session.inputs`, from the graph alone, for models too that ONNX Runtime does not load.
+    """
     specs = []
     for value in model.graph.inputs:
         if value.is_initializer():
             continue
-        dtype = value.dtype.numpy().name if value.dtype is not None and value.dtype != ir.DataType.STRING else "object"
         dims = () if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
-        specs.append(InputSpec(value.name or "", dtype, dims))
+        dtype = value.dtype
+        if dtype is None or not isinstance(value.type, ir.TensorType):
+            name = str(value.type)
+        else:
+            name = "object" if dtype == ir.DataType.STRING else dtype.numpy().name
+        specs.append(InputSpec(value.name or "", name, dims))
     return tuple(specs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -151,7 +152,34 @@ def load_target(source: str, text: str) -> Target:
         raise UserError(f"target {source}: not valid TOML: {first_line(err)}") from err
     target = _build(Target, table, source)
     assert isinstance(target, Target)
+    _check(target, source)
     return target
+
+
+def _check(target: Target, source: str) -> None:
+    """Refuse numbers that mean nothing.
+
+    Raises:
+        UserError: with the key and its value.
+    """
+    for key in ("channel_multiple", "opset_max", "ir_max"):
+        if getattr(target, key) < 1:
+            raise UserError(f"target {source}: {key}: {getattr(target, key)}; needs at least 1")
+    rules = target.quantization
+    if rules is None:
+        return
+    for key in ("boundary_ns", "relayout_ns", "node_ns", "margin"):
+        number = getattr(rules, key)
+        if not (math.isfinite(number) and number >= 0):
+            raise UserError(f"target {source}: quantization: {key}: {number:g}; needs 0 or more")
+    for name, cost in rules.costs.items():
+        where = f"target {source}: quantization: costs.{name}"
+        if not len(cost.at) == len(cost.float_ns) == len(cost.integer_ns) > 0:
+            raise UserError(f"{where}: at, float_ns and integer_ns need as many numbers each, at least one")
+        if list(cost.at) != sorted(set(cost.at)) or cost.at[0] < 1:
+            raise UserError(f"{where}: at: {list(cost.at)}; needs widths of at least 1, rising")
+        if not all(math.isfinite(n) and n >= 0 for n in (*cost.float_ns, *cost.integer_ns)):
+            raise UserError(f"{where}: needs costs of 0 or more")
 
 
 def load_target_file(path: Path) -> Target:

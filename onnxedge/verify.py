@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ import onnx_ir as ir
 
 from onnxedge.errors import OnnxEdgeError, first_line
 from onnxedge.metrics import sqnr_db
+from onnxedge.model.edit import constant
 from onnxedge.model.io import EMBED_LIMIT_BYTES, to_proto, weight_bytes
 from onnxedge.passes import Accuracy
 
@@ -55,11 +58,25 @@ def infer_shapes(model: ir.Model) -> None:
     if not _is_inferable(model):
         return
     before = {id(value): value.type for graph in model.graphs() for node in graph for value in node.outputs}
+    _forget_generated(model)
     try:
         ShapeInferencePass(check_type=False, strict_mode=False, data_prop=not _data_grows(model))(model)
     except Exception as err:  # onnx's inference raises types of its own; the model is unchanged then
         logger.info("shape inference failed: %s", first_line(err))
     _restore_types(model, before)
+
+
+#: How onnx names the dimensions that it cannot tell; it counts from 0 in each inference.
+_GENERATED = re.compile(r"unk__\d+")
+
+
+def _forget_generated(model: ir.Model) -> None:
+    """Drop the names that an earlier inference gave: the next one may give them to other dimensions."""
+    for graph in model.graphs():
+        for value in (value for node in graph for value in node.outputs):
+            shape = value.shape
+            if shape is not None and any(_GENERATED.fullmatch(str(dim)) for dim in shape):
+                value.shape = ir.Shape([None if _GENERATED.fullmatch(str(dim)) else dim for dim in shape])
 
 
 _SEQUENCES = frozenset(
@@ -107,6 +124,8 @@ def _data_grows(model: ir.Model) -> bool:
                 sizes[id(node.outputs[0])] = size
             elif node.op_type in ("Identity", "Cast", "Add", "Mul", "Gather", "Unsqueeze", "Squeeze"):
                 sizes[id(node.outputs[0])] = max((sizes.get(id(value), 1) for value in node.inputs), default=1)
+            elif node.op_type == "ConstantOfShape" and (shape := constant(node.inputs[0])) is not None:
+                sizes[id(node.outputs[0])] = math.prod(int(size) for size in shape)
             elif node.op_type in ("Range", "Tile", "Expand", "ConstantOfShape"):
                 sizes[id(node.outputs[0])] = PROPAGATED_ELEMENTS
     return False
@@ -177,6 +196,8 @@ def check_numbers(before: Outputs, after: Outputs, promise: Accuracy, *, quantiz
     worst, noise, signal = 0.0, 0.0, 0.0
     for old_outputs, new_outputs in zip(before, after, strict=True):
         for name, old in old_outputs.items():
+            if name not in new_outputs:
+                raise Broken(f"output {name!r} is gone")
             new = new_outputs[name]
             _check_shape_and_finite(name, old, new)
             if promise == "exact":

@@ -176,6 +176,13 @@ def test_without_labels_the_report_says_so(linear: onnx.ModelProto) -> None:
     assert json.loads(report.to_json())["pipeline"] == "fuse"
 
 
+def test_the_report_is_written_as_json_or_as_a_page(linear: onnx.ModelProto, tmp_path: Path) -> None:
+    onnxedge.optimize(linear, "fuse", report=tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text("utf-8"))["pipeline"] == "fuse"
+    onnxedge.optimize(linear, "fuse", report=tmp_path / "r.html")
+    assert (tmp_path / "r.html").read_text("utf-8").startswith("<!doctype html>")
+
+
 def test_what_was_given_is_never_changed(linear: onnx.ModelProto) -> None:
     text = linear.SerializeToString()
     onnxedge.optimize(linear, [ScaleLossy(factor=1.001)])
@@ -184,6 +191,13 @@ def test_what_was_given_is_never_changed(linear: onnx.ModelProto) -> None:
     before = ir.to_proto(model).SerializeToString()
     onnxedge.optimize(model, [ScaleLossy(factor=1.001)])
     assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_a_protobuf_is_never_changed_by_folding(fixtures: Path) -> None:
+    model = onnx.load(fixtures / "digits_resnet.onnx")
+    before = model.SerializeToString(deterministic=True)
+    onnxedge.optimize(model, "prune,fuse,int8", verify="structure")
+    assert model.SerializeToString(deterministic=True) == before
 
 
 def test_metadata_and_names_are_kept(fixtures: Path, tmp_path: Path) -> None:
@@ -221,3 +235,35 @@ def test_limits_are_checked(linear: onnx.ModelProto) -> None:
 def test_structure_and_off_do_not_run_the_model(linear: onnx.ModelProto) -> None:
     assert onnxedge.optimize(linear, [Scale(factor=1.0)], verify="structure").report.passes[0].verified == "structure"
     assert onnxedge.optimize(linear, [Scale(factor=1.0)], verify="off").report.passes[0].verified == "off"
+
+
+def test_a_pass_taken_back_keeps_the_numbers_of_the_dumps(linear: onnx.ModelProto, tmp_path: Path) -> None:
+    onnxedge.optimize(linear, [ScaleLossy(factor=-1.0), ScaleLossy(factor=1.001)], dump_dir=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["01-scale-lossy.onnx", "02-scale-lossy.onnx"]
+    assert np.array_equal(outputs(onnx.load(tmp_path / "01-scale-lossy.onnx")), outputs(linear))
+
+
+def test_one_sample_is_enough(linear: onnx.ModelProto) -> None:
+    report = onnxedge.optimize(linear, "fuse", calib={"x": np.ones((1, 8), np.float32)}).report
+    assert report.fidelity is not None
+    assert report.fidelity.samples == 1
+
+
+def test_a_model_without_inputs() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g () => (float[2] y) <float[2] w = {1.0, 2.0}> { y = Relu(w) }'
+    )
+    report = onnxedge.optimize(model, "fold,prune,int8").report
+    assert "has no inputs" in report.unmeasured[0]
+
+
+def test_outputs_that_are_sequences() -> None:
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        parts (float[6] x) => (seq(float[N]) y) <int64[2] s = {2, 4}> { a = Identity(x) y = SplitToSequence(a, s) }
+        """
+    )
+    report = onnxedge.optimize(model, "fold,fuse").report
+    assert report.passes[0].status == "applied"
+    assert report.passes[0].verified == "numeric"

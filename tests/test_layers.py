@@ -18,7 +18,7 @@ LAYERS = (
     ("search", "bisect"),
     ("comparison",),
     ("driver", "recipe"),
-    ("manager", "inspection", "documentation"),
+    ("manager", "samples", "inspection", "documentation"),
     ("pipeline", "measure"),
     ("registry", "verify", "report", "bridges", "placement"),
     ("passes",),

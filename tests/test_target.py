@@ -127,8 +127,10 @@ def _is_integer(op: str, ran: list[str]) -> bool:
     inner = [name for name in ran if name not in ("Transpose", "DequantizeLinear")]
     first_back = ran.index("DequantizeLinear") if "DequantizeLinear" in ran else len(ran)
     kernel = KERNELS.get(op, op)
-    return inner[:2] == ["Sigmoid", "QuantizeLinear"] and inner.count("QuantizeLinear") == 1 and any(
-        name in (kernel, f"QLinear{op}", f"Nhwc{op}") for name in ran[:first_back]
+    return (
+        inner[:2] == ["Sigmoid", "QuantizeLinear"]
+        and inner.count("QuantizeLinear") == 1
+        and any(name in (kernel, f"QLinear{op}", f"Nhwc{op}") for name in ran[:first_back])
     )
 
 

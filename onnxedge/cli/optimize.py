@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,10 +20,6 @@ from onnxedge.cli.options import (
     threads_option,
     verbose_option,
 )
-from onnxedge.errors import UserError, first_line
-
-if TYPE_CHECKING:
-    from onnxedge.report.records import Report
 
 DEFAULT_PASSES = "fold,fuse"  #: exact up to float rounding: needs no data, loses no accuracy
 
@@ -58,7 +53,6 @@ _path = click.Path(path_type=Path)
 )
 @click.option(
     "--report",
-    "report_path",
     type=_path,
     metavar="FILE",
     help="Write all that was done as JSON, or as a page when FILE ends in .html.",
@@ -82,7 +76,6 @@ _path = click.Path(path_type=Path)
 def optimize(
     model: Path,
     recipe: Path | None,
-    report_path: Path | None,
     input_shapes: tuple[str, ...],
     verbose: bool,
     quiet: bool,
@@ -100,16 +93,19 @@ def optimize(
         settings["max_drop"] = read_share(settings["max_drop"], "--max-drop")
     settings.setdefault("passes", DEFAULT_PASSES)
     settings.setdefault("output", default_output(model))
-    if report_path is not None:
-        _check_report_path(report_path, model, settings)
 
     from onnxedge import driver
     from onnxedge.cli.console import Steps, output_console
 
     with Steps(quiet=quiet, verbose=verbose) as steps:
-        result = driver.optimize(model, overrides=overrides, progress=steps, watch=steps.watch, **settings)
-    if report_path is not None:
-        _write_report(report_path, result.report)
+        result = driver.optimize(
+            model,
+            overrides=overrides,
+            keep=(recipe,) if recipe is not None else (),
+            progress=steps,
+            watch=steps.watch,
+            **settings,
+        )
     if not quiet:
         from onnxedge.report.terminal import print_report
 
@@ -129,35 +125,3 @@ def _settings(recipe: Path | None, options: dict[str, Any]) -> tuple[dict[str, A
 
     read = read_recipe(recipe)
     return {**read.settings, **options}, dict(read.overrides)
-
-
-def _check_report_path(path: Path, model: Path, settings: dict[str, Any]) -> None:
-    """Refuse a report path that cannot be written or that is a file of the run, before any minute is spent.
-
-    Raises:
-        UserError: with the reason.
-    """
-    if path.is_dir():
-        raise UserError(f"--report {path}: is a folder; name the file")
-    if not path.parent.is_dir():
-        raise UserError(f"--report {path}: no such folder {str(path.parent)!r}")
-    for other in (model, settings["output"], settings.get("calib"), settings.get("eval")):
-        if other is not None and os.path.abspath(other) == os.path.abspath(path):
-            raise UserError(f"--report {path}: is another file of this run; name a file of its own")
-
-
-def _write_report(path: Path, report: Report) -> None:
-    if path.suffix.lower() in (".html", ".htm"):
-        from onnxedge.report.html import to_html
-
-        text = to_html(report)
-    else:
-        text = report.to_json()
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, "utf-8")
-        os.replace(partial, path)
-    except OSError as err:
-        raise UserError(f"--report {path}: cannot be written: {first_line(err)}") from err
-    finally:
-        partial.unlink(missing_ok=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from onnxedge.data.dataset import Data, from_arrays, open_data
 from onnxedge.data.doubt import preprocessing_doubt
-from onnxedge.data.fit import Batching, model_inputs
+from onnxedge.data.fit import Batching
 from onnxedge.data.preprocess import Preprocess
 from onnxedge.data.synthetic import synthesise
 from onnxedge.data.table import Batch
+from onnxedge.runtime import model_inputs
 
 __all__ = [
     "Batch",

@@ -139,6 +139,9 @@ def _open_member(path: Path, file: IO[bytes], archive: zipfile.ZipFile, info: zi
         shape, order, dtype = _read_header(member)
         header_bytes = member.tell()
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        end = header_bytes + _byte_count(shape, dtype)
+        if info.file_size < end:
+            raise ValueError(f"cut short: {info.filename} has {info.file_size} bytes, the array ends at {end}")
         return PackedMember(path, info.filename, shape, dtype)
     file.seek(info.header_offset)
     local = file.read(30)  # PKWARE APPNOTE 4.3.7: name and extra field lengths stand at bytes 26 and 28
@@ -152,6 +155,8 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], Literal["C", "F"], n
     shape, fortran, dtype = read(file)
     if dtype.hasobject:
         raise ValueError("an array holds Python objects (pickle), which are not read")
+    if any(d < 0 for d in shape):
+        raise ValueError(f"an array has a negative dimension: {shape}")
     return shape, "F" if fortran else "C", dtype
 
 

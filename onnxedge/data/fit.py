@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from onnxedge.data.arrays import Array, Rows, take
 from onnxedge.data.preprocess import Preprocess
@@ -20,25 +19,6 @@ from onnxedge.runtime import InputSpec
 Dims = tuple[int | str | None, ...]
 
 _BATCH = re.compile(r"(?i)n|b|bs|batch.*")
-
-
-def model_inputs(model: ir.Model) -> tuple[InputSpec, ...]:
-    """Return the inputs that a caller must give: graph inputs without an initializer of their own.
-
-    As :attr:`onnxedge.runtime.Session.inputs`, for models that ONNX Runtime does not load too.
-    """
-    specs = []
-    for value in model.graph.inputs:
-        if value.is_initializer():
-            continue
-        dims = () if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
-        dtype = value.dtype
-        if dtype is None or not isinstance(value.type, ir.TensorType):
-            name = str(value.type)
-        else:
-            name = "object" if dtype == ir.DataType.STRING else dtype.numpy().name
-        specs.append(InputSpec(value.name or "", name, dims))
-    return tuple(specs)
 
 
 @dataclass(frozen=True)
@@ -65,8 +45,8 @@ class Batching:
         dynamic = [spec.shape[0] for spec in inputs if spec.shape and not isinstance(spec.shape[0], int)]
         if dynamic:
             symbols = {d for d in dynamic if isinstance(d, str)}
-            named = {d for spec in inputs for d in spec.shape if isinstance(d, str) and _BATCH.fullmatch(d)}
-            symbols = named or symbols
+            places = {d for spec in inputs for d in _batch_places(spec.shape) if isinstance(d, str)}
+            symbols = {d for d in places if _BATCH.fullmatch(d)} or symbols
             return cls(tuple(_dynamic_axis(spec.shape, symbols) for spec in inputs), None)
         leading = Counter(int(s.shape[0] or 0) for s in inputs if len(s.shape) > 1 and not _is_bare_image(s.shape))
         if not leading:
@@ -74,6 +54,11 @@ class Batching:
         batch = 1 if 1 in leading else leading.most_common(1)[0][0]
         axes = tuple(0 if s.shape and s.shape[0] == batch and not _is_bare_image(s.shape) else None for s in inputs)
         return cls(axes, batch)
+
+
+def _batch_places(shape: Dims) -> Dims:
+    """Return the dimensions that may be a batch by their name: of images, [N, C, H, W], only a free first one."""
+    return shape[:1] if len(shape) == 4 and not isinstance(shape[0], int) else shape
 
 
 def _dynamic_axis(shape: Dims, symbols: set[str]) -> int | None:

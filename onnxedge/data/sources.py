@@ -20,7 +20,8 @@ from onnxedge.errors import UserError, did_you_mean, first_line
 
 LABEL_NAMES = ("y", "labels", "label")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff", ".gif"})
-_ENDLESS_BYTES = 1 << 36  #: a generator that gave this much is taken to never end
+_ENDLESS_BYTES = 1 << 36  #: a generator that gave this much, or so many items, is taken to never end
+_ENDLESS_ITEMS = 100_000
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,12 @@ class Stream:
                 return None
             except UserError:
                 raise
-            except Exception as err:  # the user's code may raise anything
+            except (Exception, SystemExit) as err:  # the user's code may raise anything, and end the process
                 raise UserError(f"{where}: raised {type(err).__name__}: {first_line(err)}") from err
             self._chunks.append(self._stored(where, item))
-            if self._spool.bytes > _ENDLESS_BYTES:
-                raise UserError(f"{where}: gave over {_ENDLESS_BYTES >> 30} GiB and does not end; let it end")
+            if self._spool.bytes > _ENDLESS_BYTES or index > _ENDLESS_ITEMS:
+                much = f"{len(self._chunks):,} items, {self._spool.bytes / 1e9:.1f} GB,"
+                raise UserError(f"{self.name}: gave {much} and does not end; let it end")
         return self._chunks[index]
 
     def _stored(self, where: str, item: Any) -> Chunk:
@@ -236,7 +238,7 @@ def _open_function(text: str) -> Source:
         raise UserError(f"{text}: {module_name} has no {function_name!r}{did_you_mean(function_name, names)}")
     try:
         result = function() if callable(function) else function
-    except Exception as err:  # the user's code may raise anything
+    except (Exception, SystemExit) as err:  # the user's code may raise anything, and end the process
         raise UserError(f"{text}: raised {type(err).__name__}: {first_line(err)}") from err
     return _open_object(text, result)
 
@@ -261,7 +263,7 @@ def import_user_module(name: str, text: str) -> Any:
         return importlib.import_module(name)
     except UserError:
         raise
-    except Exception as err:  # the user's code may raise anything
+    except (Exception, SystemExit) as err:  # the user's code may raise anything, and end the process
         raise UserError(f"{text}: {name} cannot be imported: {type(err).__name__}: {first_line(err)}") from err
 
 

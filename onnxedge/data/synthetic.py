@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxedge import runtime
 from onnxedge.data.dataset import Data, from_source
 from onnxedge.data.facts import Facts, facts_of
-from onnxedge.data.fit import Batching, model_inputs
+from onnxedge.data.fit import Batching
 from onnxedge.data.moments import STANDARD, Moments
 from onnxedge.data.signals import sample
 from onnxedge.data.sources import Chunk
 from onnxedge.errors import UserError, did_you_mean
 from onnxedge.model.edit import constant_tensor, graphs_of
-from onnxedge.runtime import CannotRun, InputSpec, Session
+from onnxedge.runtime import CannotRun, InputSpec, Session, model_inputs
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -100,11 +101,13 @@ def _first_running(
     for assignment, trial in itertools.product(itertools.islice(sizes.assignments(), _TRIES), batchings):
         data = _data(specs, facts, trial, assignment, count, seed)
         try:
-            outputs = session.run(next(data.feeds(2)))
+            outputs = session.run(next(data.feeds(2)), limit_seconds=runtime.RUN_LIMIT_SECONDS)
+        except runtime.TooLong:  # other sizes will not mend it
+            raise
         except CannotRun as err:
             reason = reason or str(err)
             continue
-        if all(array.dtype.kind != "f" or np.isfinite(array).all() for array in outputs.values()):
+        if all(array.dtype.kind != "f" or np.isfinite(array).all() for array in runtime.flattened(outputs).values()):
             return data
         second = second or data
     if second is not None:

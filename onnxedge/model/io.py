@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from google.protobuf import json_format, text_format
 from google.protobuf.message import DecodeError
 
 from onnxedge.errors import UserError, first_line
 from onnxedge.model.edit import graphs_of
 
+_FIXED_WIDTH = frozenset(item.value for item in ir.DataType if item not in (ir.DataType.UNDEFINED, ir.DataType.STRING))
 EMBED_LIMIT_BYTES = 1 << 30  #: above this, weights go into an external data file (protobuf ends at 2 GiB)
 
 
@@ -28,15 +31,18 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
             knows, or with external data that is missing, too short or outside of the model's folder.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
+    try:
+        path.lstat()
+    except OSError as err:  # absent, or no name that the file system takes
+        missing = isinstance(err, FileNotFoundError | NotADirectoryError)
+        raise UserError(f"{path}: {'no such file' if missing else first_line(err)}") from err
     if not path.is_file():
         raise UserError(f"{path}: is not a file; name the .onnx file itself")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: is empty, not an ONNX model")
     try:
         proto = onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError, ValueError, onnx.parser.ParseError) as err:
+    except (DecodeError, OSError, ValueError, json_format.Error, text_format.ParseError, onnx.parser.ParseError) as err:
         raise UserError(f"{path}: not a readable ONNX model (truncated or another format): {first_line(err)}") from err
     if not proto.HasField("graph") or not proto.opset_import:
         raise UserError(f"{path}: not an ONNX model: it has no graph or no opset import")
@@ -90,11 +96,12 @@ def _check_external_data(proto: onnx.ModelProto, source: str, folder: Path | Non
     for tensor in onnx.external_data_helper._get_all_tensors(proto):
         if not onnx.external_data_helper.uses_external_data(tensor):
             continue
-        info = onnx.external_data_helper.ExternalDataInfo(tensor)
-        where = f"{source}: tensor {tensor.name!r}: external data {info.location!r}"
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        where = f"{source}: tensor {tensor.name!r}: external data {entries.get('location', '')!r}"
+        offset, length = (_external_number(entries, key, where) for key in ("offset", "length"))
         if folder is None:
             raise UserError(f"{where}: a model given in memory must hold its weights; load it from its file")
-        location = Path(info.location)
+        location = Path(entries.get("location", ""))
         if location.is_absolute() or ".." in location.parts:
             raise UserError(f"{where}: reaches out of the model's folder; not read")
         file = folder / location
@@ -102,9 +109,19 @@ def _check_external_data(proto: onnx.ModelProto, source: str, folder: Path | Non
             raise UserError(f"{where}: no such file; it must lie beside the model")
         if file.is_symlink() or not file.is_file() or folder.resolve() not in file.resolve().parents:
             raise UserError(f"{where}: is no regular file inside the model's folder; not read")
-        end = (info.offset or 0) + (info.length or 0)
+        bits = ir.DataType(tensor.data_type).bitwidth if tensor.data_type in _FIXED_WIDTH else 0
+        end = (offset or 0) + ((math.prod(tensor.dims) * bits + 7) // 8 if length is None else length)
         if file.stat().st_size < end:
             raise UserError(f"{where}: has {file.stat().st_size} bytes, the tensor needs {end}")
+
+
+def _external_number(entries: Mapping[str, str], key: str, where: str) -> int | None:
+    text = entries.get(key)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise UserError(f"{where}: {key} {text!r} is no whole number of bytes")
+    return int(text)
 
 
 def _check_tensors(model: ir.Model, source: str) -> None:
@@ -229,6 +246,10 @@ def without_inferred(model: ir.Model, original: ir.Model | None = None) -> ir.Mo
             for value in node.outputs:
                 if not value.is_graph_output():
                     value.type = value.shape = None
+    if original is not None:  # the interface stays as it was declared, though more may be known of it now
+        for value, was in zip(copy.graph.outputs, original.graph.outputs, strict=True):
+            if not value.is_graph_input() and not value.is_initializer():
+                value.shape = was.shape
     return copy
 
 
@@ -249,9 +270,7 @@ def model_files(path: Path) -> list[Path]:
     return list(files)
 
 
-def save(
-    model: ir.Model, path: str | os.PathLike[str], *, inputs: tuple[Path, ...] = (), external: bool = False
-) -> None:
+def save(model: ir.Model, path: str | os.PathLike[str], *, inputs: Sequence[Path] = (), external: bool = False) -> None:
     """Write a model whole or not at all.
 
     The bytes go to ``.NAME.partial`` beside the target (one name, so that killed runs leave at most one such file),
@@ -267,8 +286,9 @@ def save(
         UserError: the path is one of ``inputs``, is a folder, or cannot be written.
     """
     path = Path(path)
-    data = path.with_name(path.name + ".data")
-    refuse_overwrite(path, inputs)
+    data = data_file(path)
+    for file in (path, data):
+        refuse_overwrite(file, inputs)
     partial, partial_data = path.with_name(f".{path.name}.partial"), path.with_name(f".{data.name}.partial")
     try:
         if external or weight_bytes(model) > EMBED_LIMIT_BYTES:
@@ -281,7 +301,29 @@ def save(
         raise UserError(f"{path}: cannot be written: {first_line(err)}") from err
     finally:
         for leftover in (partial, partial_data):
-            leftover.unlink(missing_ok=True)
+            _remove(leftover)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        _flush(partial)
+        os.replace(partial, path)
+    except OSError as err:
+        raise UserError(f"{path}: cannot be written: {first_line(err)}") from err
+    finally:
+        _remove(partial)
+
+
+def _remove(file: Path) -> None:
+    with contextlib.suppress(OSError):  # it may lie where nothing can be written; that was said before
+        file.unlink()
 
 
 def _save_external(model: ir.Model, path: Path, data: Path, partial: Path, partial_data: Path) -> None:
@@ -301,20 +343,38 @@ def _save_external(model: ir.Model, path: Path, data: Path, partial: Path, parti
     os.replace(partial, path)
 
 
-def refuse_overwrite(path: Path, inputs: tuple[Path, ...]) -> None:
-    """Refuse an output path that is a folder, lies in no folder, or is one of the input files under any name.
+def data_file(path: Path) -> Path:
+    """Return where the external weights of a model lie that is saved to ``path``."""
+    return path.with_name(path.name + ".data")
+
+
+def refuse_overwrite(path: Path, inputs: Iterable[Path]) -> None:
+    """Refuse a path to write to that is no file, lies in no folder that can be written to, or is an input.
+
+    Args:
+        path: where something is to be written.
+        inputs: files, under any name, and folders of files that must stay as they are.
 
     Raises:
         UserError: with the reason.
     """
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name the output file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is a device or a pipe, no file that could be replaced; name the output file")
     if not path.parent.is_dir():
         raise UserError(f"{path}: no such folder {str(path.parent)!r}")
-    for target in (path, path.with_name(path.name + ".data")):
-        for source in inputs:
-            if target.exists() and source.exists() and target.samefile(source):
-                raise UserError(f"{target}: is the input; the input is never overwritten, choose another output")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: the folder {str(path.parent)!r} cannot be written to")
+    if not path.exists():
+        return
+    for source in inputs:
+        if source.exists() and (path.samefile(source) or (source.is_dir() and _lies_in(path, source))):
+            raise UserError(f"{path}: is the input; the input is never overwritten, choose another output")
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
 
 
 def _flush(path: Path) -> None:

@@ -59,7 +59,7 @@ def _run(nodes: Sequence[ir.Node], known: Mapping[int, Array], opset: int, ir_ve
             if value is None or id(value) in copies:
                 continue
             tensor = ir.tensor(known[id(value)]) if id(value) in known else constant_tensor(value)
-            copies[id(value)] = ir.val(f"c{len(copies)}", const_value=tensor)
+            copies[id(value)] = ir.val(f"c{len(copies)}", const_value=ir.tensor(tensor.numpy()))  # a value renames its tensor
             initializers.append(copies[id(value)])
         clone = ir.Node(
             node.domain,

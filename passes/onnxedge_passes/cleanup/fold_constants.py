@@ -32,7 +32,7 @@ from onnxedge_passes.cleanup.known import Dim, propagate
 from onnxedge_passes.cleanup.worklist import input_at, retire
 
 _BUDGET = "onnxedge.fold_budget"  #: key in the model's metadata of this process
-_FLOOR_BYTES = 64 << 10  #: growth that is allowed to the smallest model
+_FLOOR_BYTES = 2 << 10  #: growth that is allowed to the smallest model
 _BATCH_BYTES = 64 << 20  #: results that one session computes
 _MAX_WORK = 1e11  #: multiplications, by the product of output and largest input, that folding one node may take
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -86,7 +86,7 @@ class _Folding:
         self.folded: dict[int, ir.Node] = {}
         self.pending: list[ir.Node] = []
         self.pending_bytes = 0
-        self.elements: dict[int, Array] = {}
+        self.elements: dict[ir.Value, Array] = {}
         self.types = Types(self.opset, lambda value: self.arrays.get(id(value)))
         self.rewrites = 0
         symbols = [d.value for value in model.graph.inputs for d in value.shape or () if isinstance(d, ir.SymbolicDim)]
@@ -136,7 +136,7 @@ class _Folding:
             self._settle_reshape(node)
         self.types.infer(node)
         if found is not None and not exported:
-            self.elements[id(node.outputs[0])] = found
+            self.elements[node.outputs[0]] = found
             if not any(isinstance(item, Dim) for item in found.ravel()) and self._settle(node, found):
                 return
         if not exported and self._is_foldable(node):
@@ -144,8 +144,8 @@ class _Folding:
             self.folded[id(node)] = node
 
     def _elements(self, value: ir.Value) -> Array | None:
-        if id(value) in self.elements:
-            return self.elements[id(value)]
+        if value in self.elements:
+            return self.elements[value]
         array = self.arrays.get(id(value))
         if array is None:
             tensor = constant_tensor(value)
@@ -170,7 +170,7 @@ class _Folding:
     def _settle_reshape(self, node: ir.Node) -> None:
         """Write the computed shape of a Reshape as a constant where its dynamic dimensions can be said by 0 and -1."""
         data, shape = input_at(node, 0), input_at(node, 1)
-        found = self.elements.get(id(shape)) if shape is not None else None
+        found = self.elements.get(shape) if shape is not None else None
         if data is None or found is None or found.ndim != 1 or node.attributes.get_int("allowzero", 0) != 0:
             return
         have = self.types.dims(data) or []
@@ -258,7 +258,7 @@ class _Folding:
         read = [value for value in dict.fromkeys(node.inputs) if value is not None]
         sizes = {id(value): self._bytes(value) for value in read}
         freed = sum(sizes[id(value)] for value in read if self._is_freed_by(value, node))
-        growth = int(made) - freed
+        growth = int(made) - freed if node.op_type not in _QUANTIZERS else 0  # asked for by ``dequantize``
         if growth > min(self.options.max_constant_bytes, self.budget):
             limit = "max_constant_bytes" if growth > self.options.max_constant_bytes else "max_growth"
             self.context.note(node, f"not folded: it would add more bytes than {limit} allows")

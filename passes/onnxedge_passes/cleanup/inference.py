@@ -22,6 +22,8 @@ Dims = list[int | str | None]
 class Types:
     """Hold the tensor type of each value that is known, and infer those of a node's outputs.
 
+    Values are held, not their ``id``: a value that is dropped on the way may leave its ``id`` to a new one.
+
     Args:
         opset: version of the default domain.
         computed: returns the array of a value that was folded and does not stand in the graph yet, or None.
@@ -30,7 +32,7 @@ class Types:
     def __init__(self, opset: int, computed: Callable[[ir.Value], Array | None]) -> None:
         self._opset = opset
         self._computed = computed
-        self._types: dict[int, onnx.TypeProto] = {}
+        self._types: dict[ir.Value, onnx.TypeProto] = {}
         self._schemas: dict[str, onnx.defs.OpSchema | None] = {}
         self._imports = [onnx.helper.make_opsetid("", opset)]
 
@@ -41,17 +43,17 @@ class Types:
         dims = None
         if with_shape and value.shape is not None:
             dims = [d if isinstance(d, int) else d.value for d in value.shape]
-        self._types[id(value)] = onnx.helper.make_tensor_type_proto(int(value.type.dtype), dims)
+        self._types[value] = onnx.helper.make_tensor_type_proto(int(value.type.dtype), dims)
 
     def of(self, value: ir.Value) -> onnx.TypeProto.Tensor | None:
         """Return the tensor type of a value, None where it is unknown or no tensor."""
-        known = self._types.get(id(value))
+        known = self._types.get(value)
         if known is None:
             tensor = constant_tensor(value)
             if tensor is None:
                 return None
             known = onnx.helper.make_tensor_type_proto(int(tensor.dtype), tensor_dims(tensor))
-            self._types[id(value)] = known
+            self._types[value] = known
         return known.tensor_type
 
     def dims(self, value: ir.Value) -> Dims | None:
@@ -78,7 +80,7 @@ class Types:
                 if inferred is None:
                     self.declare(value)
             elif kind.HasField("tensor_type"):
-                self._types[id(value)] = kind
+                self._types[value] = kind
                 if not value.is_graph_output():
                     _write(value, kind.tensor_type, self.dims(value))
             elif isinstance(value.type, ir.TensorType):  # onnx_ir's shape inference takes a sequence for its element
@@ -96,7 +98,7 @@ class Types:
             if self.of(value) is None:
                 return None
             name = value.name or ""
-            kinds[name] = self._types[id(value)]
+            kinds[name] = self._types[value]
             tensor = self._small(value)
             if tensor is not None:
                 data[name] = tensor

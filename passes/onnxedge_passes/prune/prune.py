@@ -24,9 +24,12 @@ from onnxedge.api import (
     Session,
     UserError,
     constant,
+    constant_tensor,
     forked,
+    is_constant,
     set_constant,
     weight_axes,
+    weight_bytes,
 )
 from onnxedge_passes.prune.allocation import Budget, Measure, Plan, allocate, widths
 from onnxedge_passes.prune.compensation import Constants, Repaired, masked_constants, repair
@@ -58,8 +61,10 @@ class Prune(Pass):
     Which channels go together follows from the operators' index maps: residual sums, Concat, Split, Flatten, Pad,
     Slice, depthwise and grouped convolutions, attention heads. BatchNormalization is folded and constants are computed
     first. Without a budget 0.7 of the multiply-accumulates are kept, then 0.85 tried, and the model is left alone where
-    held-out samples agree less than ``min_agreement`` (classifiers) or ``min_sqnr_db``. With a budget it is carried out
-    and the agreement is reported.
+    held-out samples agree less than ``min_agreement`` (classifiers) or ``min_sqnr_db``, or where there are no
+    samples but synthesised ones. With a budget it is carried out and the agreement is reported. The widths are
+    multiples of the target's channel multiple, of a half or a quarter of it (4 at least) where a width is less than
+    four multiples.
     Left alone: channels that reach a graph output, a subgraph, an operator of another domain, a statistic or softmax
     over channels, a shape computed from the number of channels; weights that a caller may override or that are
     computed at run time; each with its reason.
@@ -101,6 +106,7 @@ class Prune(Pass):
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Find the groups, choose what goes, refit on calibration samples, cut."""
+        held, dequantized = _held_bytes(model), _has_packed_weights(model)
         gammas = prepare(model, context)
         try:
             groups = analyse(model, context)
@@ -117,7 +123,23 @@ class Prune(Pass):
                 "left alone: without --calib nothing shows what may go; a budget such as prune(macs=0.7) is obeyed",
             )
             return Result(figures={"groups": len(groups.free), "locked": len(groups.locked)})
-        return _Run(self, groups, gammas, context).run()
+        result = _Run(self, groups, gammas, context).run()
+        if result.rewrites and not dequantized and _held_bytes(model) > held:
+            context.note(None, f"left alone: {_held_bytes(model)} bytes of weights would be held instead of {held}")
+            return Result(figures={"groups": len(groups.free), "locked": len(groups.locked)})
+        return result
+
+
+def _held_bytes(model: ir.Model) -> int:
+    """Count the bytes of all weights, those of Constant nodes too."""
+    nodes = (node for node in model.graph.all_nodes() if node.op_type == "Constant")
+    tensors = [constant_tensor(node.outputs[0]) for node in nodes]
+    return weight_bytes(model) + sum(t.nbytes for t in tensors if t is not None and t.dtype != ir.DataType.STRING)
+
+
+def _has_packed_weights(model: ir.Model) -> bool:
+    """Tell whether weights are stored as integers: they come out as floats, for ``int8`` to store anew."""
+    return any(node.op_type == "DequantizeLinear" and is_constant(node.inputs[0]) for node in model.graph.all_nodes())
 
 
 def prepare(model: ir.Model, context: Context) -> dict[ir.Node, Array]:
@@ -128,7 +150,7 @@ def prepare(model: ir.Model, context: Context) -> dict[ir.Node, Array]:
 
     quiet = Context(context.target, None, original=context.original, seed=context.seed, threads=context.threads)
     quantized = any(node.op_type == "QuantizeLinear" for node in model.graph.all_nodes())
-    Fold(dequantize=not quantized, max_growth=8.0, max_constant_bytes=1 << 28).run(model, quiet)
+    Fold(dequantize=not quantized).run(model, quiet)
     gammas: dict[ir.Node, Array] = {}
     for node in model.graph:
         producer = node.inputs[0].producer() if node.op_type == "BatchNormalization" and node.inputs[0] else None
@@ -342,8 +364,10 @@ class _Run:
         for name, array in wanted.items():
             if array.dtype.kind != "f" or not array.size:
                 continue
-            scale = float(np.abs(array).max()) or 1.0
-            if found[name].shape != array.shape or not np.allclose(found[name], array, rtol=1e-2, atol=1e-3 * scale):
+            scale = float(np.abs(array[np.isfinite(array)]).max(initial=0.0)) or 1.0
+            if found[name].shape != array.shape or not np.allclose(
+                found[name], array, rtol=1e-2, atol=1e-3 * scale, equal_nan=True
+            ):
                 raise PassError("prune", f"output {name!r} of the cut model differs from the masked model's")
 
     def _figures(self, meter: Measure, kept: Sequence[int]) -> dict[str, Any]:

@@ -120,7 +120,10 @@ def _reshape_values(cut: Cut) -> None:
         before = cut.facts.shapes[value]
         if shape == before or value.shape is None or len(value.shape) != len(shape) or value.is_initializer():
             continue
-        dims = [new if new != old else dim for dim, old, new in zip(value.shape.dims, before, shape, strict=True)]
+        dims = [
+            dim if new == old else new if isinstance(dim, int) else None  # a multiple of the batch has no name any more
+            for dim, old, new in zip(value.shape.dims, before, shape, strict=True)
+        ]
         value.shape = ir.Shape(dims)
 
 

@@ -42,7 +42,7 @@ class Emitter:
         self.model, self.rules, self.dialect = model, rules, dialect
         self._domain = "com.microsoft" if dialect == "contrib" else ""
         self._shared: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
-        self._restored: dict[tuple[int, int | None, bytes], ir.Value] = {}
+        self._restored: dict[tuple[ir.Value, int | None, bytes], ir.Value] = {}
         refresh_scopes(model)
 
     def initializer(self, array: Array, wish: str) -> ir.Value:
@@ -56,13 +56,21 @@ class Emitter:
         return value
 
     def node(self, op: str, inputs: Sequence[ir.Value | None], wish: str, *, axis: int | None = None) -> ir.Node:
-        """Create a node with a short name that is in no graph yet; its output's type is left to shape inference."""
+        """Create a node with a short name that is in no graph yet.
+
+        The type of its output is left to shape inference, but in the runtime's own domain, which that does not know.
+        """
         attributes = {} if axis is None else {"axis": axis}
         domain = self._domain if op in ("QuantizeLinear", "DequantizeLinear") else ""
         node = ir.node(op, inputs, attributes, domain=domain)
         node.name = node.outputs[0].name = unique_name(self.model.graph, wish)
         if domain:
             self.model.graph.opset_imports.setdefault(domain, 1)
+            point = inputs[2] if len(inputs) > 2 else None
+            dtype = ir.DataType.FLOAT if op == "DequantizeLinear" else point.dtype if point is not None else None
+            source = inputs[0].shape if inputs[0] is not None else None
+            if dtype is not None and source is not None:
+                node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), ir.Shape(source.dims)
         return node
 
     def grid_inputs(self, grid: Grid) -> list[ir.Value]:
@@ -159,7 +167,7 @@ class Emitter:
         assert array is not None
         assert old is not None
         weight = rounded(unit, array, grid, bias, rules, self.dialect)
-        key = (id(old), weight.axis, weight.scale.tobytes())
+        key = (old, weight.axis, weight.scale.tobytes())  # held, not its id: it may be dropped here
         if key not in self._restored:
             inputs = [self.initializer(weight.codes, "w"), self.initializer(weight.scale, "s")]
             if node.op_type in rules.explicit_zero_point or self.dialect != "standard":
@@ -214,9 +222,7 @@ class Emitter:
         drop_if_unused(value)
 
 
-def rounded(
-    unit: Unit, array: Array, grid: Grid, bias: Array | None, rules: Quantization, dialect: Dialect
-) -> Weight:
+def rounded(unit: Unit, array: Array, grid: Grid, bias: Array | None, rules: Quantization, dialect: Dialect) -> Weight:
     """Return a unit's weight on its integer grid, coarse enough for its bias to fit into int32."""
     axis = None if dialect == "per-tensor" else weight_axis(unit.node, rules)
     least = None

@@ -181,6 +181,19 @@ def test_cut_equals_masked(name: str, seed: int) -> None:
     assert sum(weights.values()) < sum(v.const_value.size for v in make().graph.initializers.values() if v.const_value)
 
 
+def test_shapes_of_inner_values_follow_and_never_lie() -> None:
+    """A size that has a name (four heads of N samples as ``4*N``) has none that is known behind the cut."""
+    model = attention()
+    inner = {value.name: value for node in model.graph for value in node.outputs}
+    inner["q2"].shape, inner["k2"].shape = ir.Shape(["N", 6, 4, 4]), ir.Shape(["N", 6, "heads", 4])
+    groups = analysed(model, images((6, 16)))
+    removed = np.zeros(len(groups.component), bool)
+    removed[next(group for group in groups.free if group.channels == 4).units[:1]] = True
+    apply(Cut(groups, removed), masked_constants(groups, removed))
+    assert inner["q2"].shape == ir.Shape(["N", 6, 3, 4])
+    assert inner["k2"].shape == ir.Shape(["N", 6, None, 4])
+
+
 def test_shared_weight_stays_shared() -> None:
     model = build(SHARED, SHARED_WEIGHTS)
     groups = analysed(model, images((4, 8, 8)))

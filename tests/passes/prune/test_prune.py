@@ -157,6 +157,18 @@ def test_default_keeps_its_bound_or_leaves_alone() -> None:
     assert to_proto(model).SerializeToString() == before
 
 
+def test_default_leaves_alone_without_real_samples() -> None:
+    model = build(RESIDUAL, RESIDUAL_WEIGHTS)
+    session = Session(model)
+    data = from_arrays(session.inputs, {"x": images((3, 8, 8))}, synthetic=True)
+    context = Context(load_packaged_target("onnxedge.targets", "ort-cpu"), data, original=model.clone())
+    context.begin("prune")
+    refresh_scopes(model)
+    assert Prune().run(model.clone(), context).rewrites == 0
+    assert any("--calib" in note.reason for note in context.notes)
+    assert Prune(macs=0.7).run(model, context).rewrites > 0
+
+
 def test_nothing_to_prune_is_told() -> None:
     model = build(DENSE, DENSE_WEIGHTS, overridable=True)
     result, context = prune(model, images((3, 8, 8)))
