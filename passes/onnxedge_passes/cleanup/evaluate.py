@@ -58,8 +58,8 @@ def _run(nodes: Sequence[ir.Node], known: Mapping[int, Array], opset: int, ir_ve
         for value in node.inputs:
             if value is None or id(value) in copies:
                 continue
-            tensor = ir.tensor(known[id(value)]) if id(value) in known else constant_tensor(value)
-            copies[id(value)] = ir.val(f"c{len(copies)}", const_value=ir.tensor(tensor.numpy()))  # a value renames its tensor
+            tensor = ir.tensor(known[id(value)]) if id(value) in known else _own(constant_tensor(value))
+            copies[id(value)] = ir.val(f"c{len(copies)}", const_value=tensor)
             initializers.append(copies[id(value)])
         clone = ir.Node(
             node.domain,
@@ -79,3 +79,10 @@ def _run(nodes: Sequence[ir.Node], known: Mapping[int, Array], opset: int, ir_ve
     graph = ir.Graph([], outputs, nodes=clones, initializers=initializers, opset_imports={"": opset}, name="constants")
     arrays = Session(ir.Model(graph, ir_version=ir_version), level="disable").run({})
     return {key: arrays[copy.name or ""] for key, copy in wanted}
+
+
+def _own(tensor: ir.TensorProtocol | None) -> ir.TensorProtocol | None:
+    """Return a tensor of our own on the same bytes: a value gives its name to its tensor, also to somebody else's."""
+    if tensor is None or tensor.dtype == ir.DataType.STRING:
+        return tensor
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype)
