@@ -63,7 +63,7 @@ def described() -> onnx.ModelProto:
 
 def test_a_graphsurgeon_script_loses_nothing() -> None:
     before = described()
-    result = onnxedge.optimize(before, [DropIdentity()])
+    result = onnxedge.optimize(before, [DropIdentity()], target="generic")
     assert result.report.passes[0].status == "applied"
     after = to_proto(result.model)
     assert [n.op_type for n in after.graph.node] == ["Mul", "Abs", "Abs", "Relu"]
@@ -78,7 +78,7 @@ def test_a_graphsurgeon_script_loses_nothing() -> None:
 
 
 def test_onnxscript_rules_run() -> None:
-    result = onnxedge.optimize(described(), [AbsAbs()])
+    result = onnxedge.optimize(described(), [AbsAbs()], target="generic")
     assert result.report.passes[0].rewrites == 1
     assert [n.op_type for n in result.model.graph] == ["Identity", "Mul", "Abs", "Relu"]
 
@@ -89,6 +89,6 @@ def test_a_function_survives_graphsurgeon(fixtures: Path) -> None:
     first = model.graph[0]
     model.graph.insert_before(first, identity)
     first.replace_input_with(0, identity.outputs[0])
-    result = onnxedge.optimize(model, [DropIdentity()])
+    result = onnxedge.optimize(model, [DropIdentity()], target="generic")
     assert result.report.passes[0].status == "applied"
     assert len(result.model.functions) == len(model.functions) > 0
