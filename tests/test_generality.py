@@ -96,3 +96,12 @@ def test_images_are_batched_along_their_first_axis() -> None:
     text = "g (float[A,B,C,D] x) => (float[A,E,F,G] y) { y = Conv<kernel_shape=[1,1]>(x,w) }"
     inputs = model_inputs(io.from_proto(_model(text, w=_weight(8, 3, 1, 1))))
     assert Batching.of(inputs).axes == (0,)
+
+
+def test_inputs_that_cannot_be_synthesised_do_not_stop_the_run() -> None:
+    """A sequence cannot be made up, so the model is checked in structure alone, and the report says so."""
+    text = """g (seq(float[2]) s, int64 i) => (float[2] y) { a = Identity(s)  y = SequenceAt(a, i) }"""
+    report = onnxedge.optimize(_model(text), "fold,fuse").report
+    assert any("cannot be synthesised" in line for line in report.unmeasured)
+    assert [record.status for record in report.passes] != []
+    assert not any(record.status == "rolled back" for record in report.passes)

@@ -64,15 +64,16 @@ def synthesise(
         threads: threads of those runs.
 
     Raises:
-        CannotRun: no sizes were found with which the model runs; has the runtime's reason.
-        UserError: ``shapes`` names no input or contradicts the model, or an input has a type that cannot be made.
+        CannotRun: no sizes were found with which the model runs; has the runtime's reason. Or an input is of a type
+            that cannot be made, such as a sequence.
+        UserError: ``shapes`` names no input or contradicts the model.
     """
     specs = tuple(model_inputs(model) if inputs is None else inputs)
     if not specs:
         raise UserError("data: the model has no inputs, there is nothing to feed")
     for spec in specs:
         if _kind(spec) not in "biuf":
-            raise UserError(f"input {spec.name!r}: {spec.dtype} values cannot be synthesised; give data with --calib")
+            raise CannotRun(f"input {spec.name!r}: {spec.dtype} values cannot be synthesised; give data with --calib")
     specs, batch = _with_shapes(specs, shapes or {})
     values = {value.name: value for value in model.graph.inputs}
     facts = {spec.name: facts_of(values[spec.name]) if spec.name in values else Facts() for spec in specs}
