@@ -23,6 +23,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the clock out: what a test asserts must not hang on how busy the machine is."""
+    monkeypatch.setattr("onnxedge.measure.Judge.speed", lambda *_: None)
+
+
+@pytest.fixture
 def fixtures() -> Path:
     """Return the folder of the project's own models and data."""
     return FIXTURES

@@ -6,7 +6,6 @@ import io
 import os
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -308,7 +307,6 @@ def test_bad_input(name: str, tmp_path: Path) -> None:
     before = good.read_bytes()
     arguments = build(good, folder)
     files = sorted(tmp_path.rglob("*"))
-    start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "onnxedge", "optimize", *arguments],
         capture_output=True,
@@ -316,7 +314,6 @@ def test_bad_input(name: str, tmp_path: Path) -> None:
         timeout=60,
         cwd=folder,
     )
-    seconds = time.monotonic() - start
     assert done.returncode == 2, done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
@@ -324,7 +321,6 @@ def test_bad_input(name: str, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     assert sorted(tmp_path.rglob("*")) == files, "something was written"
     assert good.read_bytes() == before
-    assert seconds < 60  # five seconds are the promise; a loaded machine must not fail the test
 
 
 DOUBLINGS = " ".join(f"c{i + 1} = Concat<axis = 0>(c{i}, c{i})" for i in range(33))

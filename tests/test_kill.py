@@ -47,7 +47,8 @@ def test_sigkill_at_ten_moments(fixtures: Path, tmp_path: Path, name: str) -> No
         if output.exists():
             onnx.checker.check_model(output)
         leftovers.add(len(list(tmp_path.iterdir())))
-    assert max(leftovers) <= 4  # out.onnx and its data, and at most one partial file of each
+    parts = len(files)  # the model, and its external data where it has some
+    assert max(leftovers) <= 2 * parts  # each part, and at most one partial file of it
     assert [hashlib.sha256(file.read_bytes()).digest() for file in files] == before
 
     assert _run(model, output).wait(120) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -10,7 +9,9 @@ import pytest
 
 import onnxedge
 from onnxedge.model.io import load, to_proto
-from onnxedge.registry import find_target, list_passes
+from onnxedge.registry import list_passes
+
+pytestmark = pytest.mark.usefixtures("untimed")
 
 FIXTURES = (
     "digits_resnet",
@@ -36,9 +37,7 @@ def interface(model: onnx.ModelProto) -> list[tuple[str, str]]:
 def test_valid_and_same_interface(name: str, fixture: str, fixtures: Path, tmp_path: Path) -> None:
     source = fixtures / f"{fixture}.onnx"
     result = onnxedge.optimize(source, name, output=tmp_path / "out.onnx")
-    assert all(record.status != "rolled back" or "is slower" in record.reason for record in result.report.passes), (
-        result.report.passes
-    )
+    assert all(record.status != "rolled back" for record in result.report.passes), result.report.passes
     before, after = onnx.load(source), onnx.load(tmp_path / "out.onnx")
     onnx.checker.check_model(after)
     assert interface(after) == interface(before)
@@ -59,8 +58,5 @@ def test_a_second_run_rewrites_nothing(name: str, fixture: str, fixtures: Path) 
 @pytest.mark.parametrize("fixture", FIXTURES)
 def test_the_main_job_is_deterministic(fixture: str, fixtures: Path) -> None:
     source = fixtures / f"{fixture}.onnx"
-    untimed = replace(find_target("ort-cpu"), runtime="elsewhere")  # a busy machine's clock must not decide
-    runs = [
-        to_proto(onnxedge.optimize(load(source), "prune,fuse,int8", target=untimed, seed=1).model) for _ in range(2)
-    ]
+    runs = [to_proto(onnxedge.optimize(load(source), "prune,fuse,int8", seed=1).model) for _ in range(2)]
     assert runs[0].SerializeToString(deterministic=True) == runs[1].SerializeToString(deterministic=True)

@@ -11,7 +11,7 @@ import onnxedge
 from onnxedge.report.records import Report
 from onnxedge.runtime import Session
 
-pytestmark = pytest.mark.zoo
+pytestmark = [pytest.mark.zoo, pytest.mark.usefixtures("untimed")]
 
 MODELS = (
     "cifar10_resnet20_bn",
@@ -33,9 +33,7 @@ NORMALIZED = "scale=1/255,mean=0.485:0.456:0.406,std=0.229:0.224:0.225,layout=NC
 @pytest.mark.parametrize("name", MODELS)
 def test_clean_up_and_fusion_keep_the_outputs(name: str, zoo: Path, tmp_path: Path) -> None:
     report = onnxedge.optimize(zoo / "models" / f"{name}.onnx", "fold,fuse", output=tmp_path / "out.onnx").report
-    assert all(record.status != "rolled back" or "is slower" in record.reason for record in report.passes), (
-        report.passes
-    )
+    assert all(record.status != "rolled back" for record in report.passes), report.passes
     assert report.fidelity is not None
     assert report.fidelity.sqnr_db is None or report.fidelity.sqnr_db > 80
     Session(tmp_path / "out.onnx")
