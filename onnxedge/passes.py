@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,11 +31,13 @@ class Note:
         pass_name: the pass that speaks.
         where: node as Netron shows it, or the name of a value; empty for the whole model.
         reason: the reason, without the node's name, so that equal reasons can be counted together.
+        rule: which part of a pass that is made of several speaks; empty where the pass is one.
     """
 
     pass_name: str
     where: str
     reason: str
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Context:
         progress: where long loops show how far they have come.
         original: the model as it was before the first pass, for lossy passes that compare with it; never edited.
         unrunnable: why ONNX Runtime cannot run the model, empty where it can; then nothing can be calibrated.
+        rule: which rule or step of the pass speaks, as :meth:`speaking` set it.
         notes: what passes said, in order.
     """
 
@@ -103,6 +107,7 @@ class Context:
         self.notes: list[Note] = []
         self.unrunnable = ""
         self.pass_name = ""
+        self.rule = ""
         self._seen: set[Note] = set()
         self._analyses: dict[str, object] = {}
 
@@ -129,10 +134,19 @@ class Context:
             place = repr(where.name or "?")
         else:
             place = where or ""
-        note = Note(self.pass_name, place, reason)
+        note = Note(self.pass_name, place, reason, self.rule)
         if note not in self._seen:
             self._seen.add(note)
             self.notes.append(note)
+
+    @contextlib.contextmanager
+    def speaking(self, rule: str) -> Iterator[None]:
+        """Let the notes inside be those of one rule, or of one step, of the pass."""
+        outer, self.rule = self.rule, rule
+        try:
+            yield
+        finally:
+            self.rule = outer
 
     def forget_notes(self, count: int) -> None:
         """Keep the first ``count`` notes: what came after them was said of a model that is given up."""
@@ -148,6 +162,7 @@ class Context:
     def begin(self, pass_name: str) -> None:
         """Start a pass: its name stands in the notes and seeds its generator; what was cached is forgotten."""
         self.pass_name = pass_name
+        self.rule = ""
         self._analyses.clear()
 
 

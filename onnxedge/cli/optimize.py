@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from onnxedge.cli.options import (
+    complete_pass,
     complete_pipeline,
     given,
     input_shape_option,
@@ -71,12 +72,20 @@ _path = click.Path(path_type=Path)
 @input_shape_option
 @click.option("--metric", metavar="NAME", help="What --eval measures.  [default: top1]")
 @click.option("--max-drop", metavar="SHARE", help="Accuracy that may be lost, such as 2%.  [default: 2%]")
+@click.option(
+    "--explain",
+    metavar="PASS",
+    multiple=True,
+    shell_complete=complete_pass,
+    help="Print what each rule of a pass did, and why not more, with the nodes; once a pass.",
+)
 @verbose_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def optimize(
     model: Path,
     recipe: Path | None,
     input_shapes: tuple[str, ...],
+    explain: tuple[str, ...],
     verbose: bool,
     quiet: bool,
     **options: Any,
@@ -96,6 +105,10 @@ def optimize(
 
     from onnxedge import driver
     from onnxedge.cli.console import Steps, output_console
+    from onnxedge.registry import find_pass
+
+    for name in explain:
+        find_pass(name)
 
     with Steps(quiet=quiet, verbose=verbose) as steps:
         result = driver.optimize(
@@ -107,9 +120,13 @@ def optimize(
             **settings,
         )
     if not quiet:
+        from onnxedge.report.explanation import print_explanation
         from onnxedge.report.terminal import print_report
 
-        print_report(result.report, output_console(), every_note=verbose)
+        console = output_console()
+        print_report(result.report, console, every_note=verbose)
+        for name in explain:
+            print_explanation(result.report, name, console)
 
 
 def default_output(model: Path) -> Path:

@@ -47,10 +47,9 @@ class Fold(Pass):
         for _ in range(_MAX_ROUNDS):
             before = counts.total()
             for step in passes:
-                counts[step.name] += step.run(model, context).rewrites
+                with context.speaking(step.name):
+                    counts[step.name] += step.run(model, context).rewrites
             if counts.total() == before:
                 break
-        made = {name: count for name, count in counts.items() if count}
-        return Result(
-            rewrites=counts.total(), summary=", ".join(f"{name} {count}" for name, count in made.items()), figures=made
-        )
+        summary = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+        return Result(rewrites=counts.total(), summary=summary, figures=dict(counts))

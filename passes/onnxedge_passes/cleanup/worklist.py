@@ -56,24 +56,25 @@ def apply_rules(model: ir.Model, rules: Sequence[Rule], context: Context) -> Res
             by_root[root].append(rule)
     counts = {rule.name: 0 for rule in rules}
     for _ in range(MAX_ROUNDS):
-        refusals: list[tuple[ir.Node, str]] = []
+        refusals: list[tuple[str, ir.Node, str]] = []
         before = sum(counts.values())
         for graph in list(graphs_of(model)):
             _sweep(graph, by_root, counts, refusals, context)
         if sum(counts.values()) == before:
             break
-    for node, reason in refusals:
-        context.note(node, reason)
+    for name, node, reason in refusals:
+        with context.speaking(name):
+            context.note(node, reason)
     made = {name: count for name, count in counts.items() if count}
     summary = ", ".join(f"{name} {count}" for name, count in made.items()) if len(rules) > 1 else ""
-    return Result(rewrites=sum(made.values()), summary=summary, figures=made)
+    return Result(rewrites=sum(made.values()), summary=summary, figures=counts)
 
 
 def _sweep(
     graph: ir.Graph,
     by_root: dict[str, list[Rule]],
     counts: dict[str, int],
-    refusals: list[tuple[ir.Node, str]],
+    refusals: list[tuple[str, ir.Node, str]],
     context: Context,
 ) -> None:
     exported = [id(value) for value in graph.outputs]
@@ -88,7 +89,7 @@ def _sweep(
         for rule in by_root.get(node.op_type, ()):
             outcome = rule.rewrite(node, context)
             if isinstance(outcome, Refused):
-                refusals.append((node, outcome.reason))
+                refusals.append((rule.name, node, outcome.reason))
             elif outcome is not None:
                 counts[rule.name] += 1
                 near = [n for n in _neighbours(outcome, graph) if id(n) not in queued and n.op_type in by_root]
