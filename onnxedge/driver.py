@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from onnxedge.passes import Context, Pass, Progress, Silent
 from onnxedge.pipeline import format_pipeline, parse_pipeline
 from onnxedge.registry import find_pass, find_target
 from onnxedge.report.records import Fidelity, Measure, Report, Speed
-from onnxedge.samples import Samples, open_samples
+from onnxedge.samples import RUN_MEMORY_BYTES, Samples, open_samples
 from onnxedge.target import Target
 from onnxedge.verify import infer_shapes
 
@@ -45,6 +45,18 @@ class Optimized:
     output: Path | None
 
 
+@contextlib.contextmanager
+def _rare_collection() -> Iterator[None]:
+    """Look for garbage rarely: graphs are made of millions of objects that live on, and each sweep visits them."""
+    was = gc.get_threshold()
+    gc.set_threshold(max(was[0], 50_000) if was[0] else 0, *was[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*was)
+
+
+@_rare_collection()
 def optimize(
     model: Source,
     passes: str | Sequence[Pass] = "fold,fuse",
@@ -56,6 +68,8 @@ def optimize(
     eval: Any = None,
     preprocess: str | None = None,
     verify: Verify = "numeric",
+    measure: bool = True,
+    memory: int | None = None,
     strict: bool = False,
     dump_dir: str | Path | None = None,
     seed: int = 0,
@@ -80,6 +94,10 @@ def optimize(
         eval: labelled samples to measure on, in the same forms; never used to fit anything.
         preprocess: how samples become inputs, such as ``"scale=1/255,layout=NCHW"``.
         verify: ``numeric`` runs the model behind each pass, ``structure`` checks it, ``off`` does neither.
+        measure: compare latency and answers with the original's, and take back passes that made it worse; without,
+            nothing is measured and nothing taken back, which is quick: with ``structure`` the model is not run at all.
+        memory: bytes that running the model may take, with the models made from it; a larger one is only checked.
+            None stands for 8 GiB or half of this machine's memory, and for no limit where a pass calibrates.
         strict: a pass that breaks its promise ends the run instead of being rolled back.
         dump_dir: folder for the model behind each pass.
         seed: seed of all randomness; the same input and seed give the same bytes.
@@ -104,12 +122,22 @@ def optimize(
     load_metric(metric)  # an unknown one is said before any work
     _check_limits(threads, max_drop, verify)
     original = load_model(model)
-    files = (*_input_files(path, calib, eval, target), *keep)
+    model_files = io.model_files(path) if path is not None else []
+    files = (*model_files, *_source_files(calib, eval, target), *keep)
     folder = Path(dump_dir) if dump_dir is not None else None
     _check_written(output, report, folder, steps, files)
 
     progress, watch = progress or Silent(), watch or (lambda line: None)
-    samples = open_samples(original, calib, eval, preprocessing, input_shapes, seed)
+    shaped = original.clone()
+    infer_shapes(shaped)
+    refresh_scopes(shaped)
+    samples = Samples()
+    calibrates = any(step.needs_calibration for step in steps)
+    if measure or verify == "numeric" or calibrates or calib is not None or eval is not None:
+        limit = memory if memory is not None or calibrates else RUN_MEMORY_BYTES
+        samples = open_samples(
+            original, calib, eval, preprocessing, input_shapes, seed, shaped=shaped, threads=threads, memory=limit
+        )
     context = Context(
         chip, samples.calibration, original=original, evaluation=None, seed=seed, threads=threads, progress=progress
     )
@@ -120,9 +148,9 @@ def optimize(
             context.begin("calib")
             context.note(None, doubt)
     judge = None
-    if samples.comparison is not None and not samples.unrunnable:
+    if measure and samples.comparison is not None and samples.session is not None:
         judge = Judge(
-            original,
+            samples.session,
             samples.comparison,
             metric=metric,
             threads=threads,
@@ -130,25 +158,32 @@ def optimize(
             timed=chip.runs_here,
             progress=progress,
         )
-    _ask_requirements(original, steps, context)
+    for step in steps:
+        context.begin(step.name)
+        step.requires(shaped, context)
     made = folder is not None and _make_folder(folder)
 
-    measured = partial(measure_size, feed=samples.feeds[0] if samples.feeds else None)
+    feed = samples.feeds[0] if measure and samples.feeds else None
+    before = measure_size(shaped, feed=feed, shaped=shaped, original=original)
+    if model_files:
+        before = replace(before, file_bytes=_total_bytes(model_files))
     manager = Manager(
         context,
         samples.feeds,
+        samples.reference,
         verify=verify,
         strict=strict,
         dump_dir=folder,
         reproducer_dir=folder or _reproducer_folder(output),
-        measure=measured,
+        before=before,
+        measure=lambda model: measure_size(model, feed=feed, shaped=model, original=original),
         assess=judge.fidelity if judge else lambda _: None,
         watch=watch,
     )
-    before = measured(original, path)
     try:
-        stages = manager.run(original, steps)
-        watch("measuring against the original")
+        stages = manager.run(original, shaped, steps)
+        if judge is not None:
+            watch("measuring against the original")
         stages, fidelity, speed = _never_worse(stages, steps, manager, judge, before)
     except UserError:
         manager.remove_dumps()
@@ -176,14 +211,17 @@ def optimize(
         verdict="",
         fidelity=fidelity,
         speed=speed,
-        unmeasured=_unmeasured(samples, chip, fidelity),
+        unmeasured=_unmeasured(samples, chip, fidelity, measure=measure),
         notes=tuple(context.notes),
         seconds=0.0,
     )
     final = _finished(final, original, told)
     if output is not None:
-        io.save(final, output, inputs=files, external=path is not None and io.has_external_data(original))
-    after = measured(final, Path(output) if output is not None else None)
+        written = io.save(final, output, inputs=files, external=path is not None and io.has_external_data(original))
+        size = _total_bytes(written)
+    else:
+        size = io.written_bytes(final, final)
+    after = replace(_size(stages[-1], before), file_bytes=size)
     told = replace(told, after=after, verdict=_verdict(told, after), seconds=time.perf_counter() - start)
     if report is not None:
         _write_report(told, Path(report))
@@ -210,10 +248,12 @@ def _check_limits(threads: int, max_drop: float, verify: str) -> None:
         raise UserError(f"verify: {verify!r} is none of off, structure, numeric")
 
 
-def _input_files(path: Path | None, *sources: Any) -> tuple[Path, ...]:
-    files = io.model_files(path) if path is not None else []
-    files.extend(Path(s) for s in sources if isinstance(s, str | Path) and str(s) and Path(s).exists())
-    return tuple(files)
+def _source_files(*sources: Any) -> list[Path]:
+    return [Path(s) for s in sources if isinstance(s, str | Path) and str(s) and Path(s).exists()]
+
+
+def _total_bytes(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 def _check_written(
@@ -273,15 +313,6 @@ def _reproducer_folder(output: str | Path | None) -> Path:
     return Path(output).with_name(Path(output).name + ".reproducer")
 
 
-def _ask_requirements(model: ir.Model, steps: Sequence[Pass], context: Context) -> None:
-    probe = model.clone()
-    infer_shapes(probe)
-    refresh_scopes(probe)
-    for step in steps:
-        context.begin(step.name)
-        step.requires(probe, context)
-
-
 def _never_worse(
     stages: list[Stage], steps: Sequence[Pass], manager: Manager, judge: Judge | None, before: Measure
 ) -> tuple[list[Stage], Fidelity | None, Speed | None]:
@@ -294,12 +325,12 @@ def _never_worse(
     while True:
         final = stages[-1]
         fidelity, speed = judge.fidelity(final.model), judge.speed(final.model)
-        size = final.record.after if final.record is not None and final.record.after is not None else before
+        size = _size(final, before)
         strays = judge.fault_in_fidelity(fidelity)
         costs = judge.fault_in_cost(size, before, speed)
         if final.record is None or not (strays or costs):
             return stages, fidelity, speed
-        culprit = _culprit(stages, judge, before, accuracy=bool(strays))
+        culprit = _culprit(stages, steps, judge, before, accuracy=bool(strays))
         if culprit is None:
             return stages, fidelity, speed
         stages = manager.take_back(stages, steps, culprit, strays or costs)
@@ -309,18 +340,26 @@ def _size(stage: Stage, before: Measure) -> Measure:
     return stage.record.after if stage.record is not None and stage.record.after is not None else before
 
 
-def _culprit(stages: Sequence[Stage], judge: Judge, before: Measure, *, accuracy: bool) -> int | None:
-    """Return the first stage that has the fault, the pass to take back; the last one that did anything otherwise."""
+def _culprit(
+    stages: Sequence[Stage], steps: Sequence[Pass], judge: Judge, before: Measure, *, accuracy: bool
+) -> int | None:
+    """Return the first stage that has the fault, the pass to take back; the last one that did anything otherwise.
+
+    None where the fault is the cost of a form that the user asked for.
+    """
     applied = [i for i, s in enumerate(stages) if s.record is not None and s.record.status == "applied"]
-    for index in applied[:-1]:
-        stage = stages[index]
+
+    def has_fault(stage: Stage) -> bool:
         if accuracy:
-            fault = judge.fault_in_fidelity(judge.fidelity(stage.model))
-        else:
-            fault = judge.fault_in_cost(_size(stage, before), before, judge.speed(stage.model))
-        if fault:
-            return index
-    return applied[-1] if applied else None
+            return bool(judge.fault_in_fidelity(judge.fidelity(stage.model)))
+        return bool(judge.fault_in_cost(_size(stage, before), before, judge.speed(stage.model)))
+
+    if not accuracy:
+        asked = [i for i in applied if steps[i - 1].sets_form]
+        if asked and (asked[-1] == applied[-1] or has_fault(stages[asked[-1]])):
+            return None
+        applied = [i for i in applied if i not in asked]
+    return next((i for i in applied[:-1] if has_fault(stages[i])), applied[-1] if applied else None)
 
 
 def _finished(model: ir.Model, original: ir.Model, report: Report) -> ir.Model:
@@ -369,10 +408,12 @@ def _versions() -> dict[str, str]:
     return {"onnxedge": __version__} | {name: version(name) for name in ("onnx", "onnxruntime", "onnx-ir", "numpy")}
 
 
-def _unmeasured(samples: Samples, target: Target, fidelity: Fidelity | None) -> tuple[str, ...]:
+def _unmeasured(samples: Samples, target: Target, fidelity: Fidelity | None, *, measure: bool) -> tuple[str, ...]:
     lines = []
     if samples.unrunnable:
         return (f"nothing was run or measured: {samples.unrunnable}",)
+    if not measure:
+        return ("nothing was compared with the original, as was asked for (--no-measure); no pass is taken back",)
     if not target.runs_here:
         lines.append(f"latency: target {target.name} does not run on this machine")
     if fidelity is not None and not fidelity.labelled:

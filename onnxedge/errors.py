@@ -46,3 +46,14 @@ def first_line(error: BaseException, limit: int = 300) -> str:
     """Return an error's message on one line of at most ``limit`` characters, its type where it has no message."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def one_line(text: str) -> str:
+    """Return text with line breaks and control characters escaped, so that it prints as one harmless line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return one line of at most ``limit`` characters, cut with ``…`` where it was longer."""
+    line = one_line(text)
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"

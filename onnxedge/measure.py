@@ -33,40 +33,58 @@ AGREEMENT, SQNR_DB = 0.90, 10.0
 
 
 def measure_size(
-    model: ir.Model, path: Path | None = None, shaped: ir.Model | None = None, feed: Feed | None = None
+    model: ir.Model,
+    path: Path | None = None,
+    shaped: ir.Model | None = None,
+    feed: Feed | None = None,
+    original: ir.Model | None = None,
 ) -> Measure:
     """Return the size of a model.
 
     Args:
         model: not changed.
         path: its file, whose own size is taken; otherwise that of the file that the model would make.
-        shaped: a copy with shapes inferred, where the caller has one.
+        shaped: the same with shapes inferred, where the caller has it.
         feed: one sample, whose sizes are taken for the inputs' free dimensions; without it they stay unknown.
+        original: what it was made from, whose declared shapes are written again.
     """
     graphs = list(graphs_of(model))
     tensors = [v.const_value for graph in graphs for v in graph.initializers.values() if v.const_value is not None]
     constants = [constant_node_tensor(n) for graph in graphs for n in graph if n.op_type == "Constant"]
     dense = [t for t in (*tensors, *constants) if t is not None and t.dtype != ir.DataType.STRING]
-    if shaped is None:
-        shaped = model.clone()
-        _fix_inputs(shaped, feed or {})
-        infer_shapes(shaped)
-        if feed:
-            _observe_shapes(shaped, feed)
     return Measure(
         nodes=sum(len(graph) for graph in graphs),
         parameters=sum(t.size for t in dense),
         weight_bytes=weight_bytes(model)
         + sum(t.nbytes for t in constants if t is not None and t.dtype != ir.DataType.STRING),
-        file_bytes=file_bytes(path) if path is not None else written_bytes(model),
-        macs=model_macs(shaped),
+        file_bytes=file_bytes(path) if path is not None else written_bytes(model, original),
+        macs=model_macs(_shaped(model, shaped, feed or {})),
     )
+
+
+def _shaped(model: ir.Model, shaped: ir.Model | None, feed: Feed) -> ir.Model:
+    """Return a model with all shapes that a sample gives, the one given where nothing can be added."""
+    if shaped is None or _free_inputs(model, feed):
+        shaped = model.clone()
+        _fix_inputs(shaped, feed)
+        infer_shapes(shaped)
+    elif not feed or all(macs(node) is not None for node in shaped.graph):
+        return shaped
+    else:
+        shaped = shaped.clone()
+    if feed:
+        _observe_shapes(shaped, feed)
+    return shaped
+
+
+def _free_inputs(model: ir.Model, feed: Feed) -> list[ir.Value]:
+    fed = [value for value in model.graph.inputs if value.name in feed and value.shape is not None]
+    return [value for value in fed if value.shape is not None and not value.shape.is_static()]
 
 
 def _fix_inputs(model: ir.Model, feed: Feed) -> None:
     """Write a sample's sizes into the inputs, so that more shapes can be inferred; drop what was inferred before."""
-    fed = [value for value in model.graph.inputs if value.name in feed and value.shape is not None]
-    free = [value for value in fed if value.shape is not None and not value.shape.is_static()]
+    free = _free_inputs(model, feed)
     if not free:
         return
     for value in free:
@@ -97,7 +115,7 @@ class Judge:
     """Compare models with the original one.
 
     Args:
-        original: the model that came in.
+        original: the model that came in, or a session on it.
         data: samples to compare on; labels are used where there are some.
         metric: name of what labels are scored with, as :func:`onnxedge.metrics.load_metric` takes it.
         threads: for timing.
@@ -107,7 +125,7 @@ class Judge:
 
     def __init__(
         self,
-        original: ir.Model,
+        original: ir.Model | Session,
         data: Data,
         *,
         metric: str,
@@ -116,18 +134,25 @@ class Judge:
         timed: bool,
         progress: Progress,
     ) -> None:
-        self.original = Session(original, threads=threads)
+        self.original = original if isinstance(original, Session) else Session(original, threads=threads)
+        self._last: tuple[ir.Model | Path, Session] | None = None
         self.data, self.progress = data, progress
         self.metric, self.metric_name = load_metric(metric), metric if metric != "none" else ""
         self.threads, self.max_drop, self.timed = threads, max_drop, timed
         self.feed: Feed = next(iter(data.feeds(1)))
+
+    def _session(self, model: ir.Model | Path) -> Session:
+        """Return a session on a model, the last one again where it is the same model."""
+        if self._last is None or self._last[0] is not model:
+            self._last = (model, Session(model, threads=self.threads))
+        return self._last[1]
 
     def fidelity(self, model: ir.Model | Path) -> Fidelity:
         """Return how a model's outputs compare with the original's on all samples, one batch in memory at a time.
 
         A metric of the user's own sees all outputs at once, so for it they are kept.
         """
-        session = Session(model, threads=self.threads)
+        session = self._session(model)
         name = self.metric_name if self.data.has_labels else ""
         own = bool(name) and name not in ("top1", "top5")
         scores = Comparison()
@@ -168,7 +193,7 @@ class Judge:
         """Return the latency of a model over the original's, on one sample; None where the target runs elsewhere."""
         if not self.timed:
             return None
-        session = Session(model, threads=self.threads)
+        session = self._session(model)
         timing = latency_ratio(self.original, session, self.feed)
         if timing.ratio > 1.0:  # a verdict against a model needs a second look
             again = latency_ratio(self.original, session, self.feed, rounds=120)

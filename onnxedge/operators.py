@@ -266,17 +266,23 @@ def model_macs(model: ir.Model, shape_of: ShapeOf = batch_one_shape) -> int:
 
     The costlier branch of an If counts, the body of a Loop or Scan once, a local function at each call.
     """
-    return _graph_macs(model, model.graph, shape_of)
+    return _graph_macs(model, model.graph, shape_of, {})
 
 
-def _graph_macs(model: ir.Model, nodes: ir.Graph | ir.Function, shape_of: ShapeOf) -> int:
+def _graph_macs(
+    model: ir.Model, nodes: ir.Graph | ir.Function, shape_of: ShapeOf, known: dict[ir.OperatorIdentifier, int]
+) -> int:
+    """Count what a graph takes; ``known`` holds what functions take: 40 that call each other twice are 2^40 calls."""
     total = 0
     for node in nodes:
         total += macs(node, shape_of) or 0
-        function = model.functions.get(node.op_identifier())
+        key = node.op_identifier()
+        function = model.functions.get(key)
         if function is not None:
-            total += _graph_macs(model, function, shape_of)
-        total += max((_graph_macs(model, graph, shape_of) for graph in subgraphs(node)), default=0)
+            if key not in known:
+                known[key] = _graph_macs(model, function, shape_of, known)
+            total += known[key]
+        total += max((_graph_macs(model, graph, shape_of, known) for graph in subgraphs(node)), default=0)
     return total
 
 

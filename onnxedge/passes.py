@@ -175,11 +175,16 @@ class Pass:
         accuracy: promise that the manager holds the pass to. ``exact``: bit-equal outputs; ``rounding``: equal within
             the tolerance of float arithmetic done in another order; ``lossy``: measured and reported.
         needs_calibration: whether the pass reads the calibration samples.
+        fixes_defaults: whether inputs that have a default may stop being inputs.
+        sets_form: whether it is asked for the form that it gives (an opset, no functions), so that it is not taken back
+            for being larger or slower.
     """
 
     name: ClassVar[str]
     accuracy: ClassVar[Accuracy] = "exact"
     needs_calibration: ClassVar[bool] = False
+    fixes_defaults: ClassVar[bool] = False
+    sets_form: ClassVar[bool] = False
 
     def requires(self, model: ir.Model, context: Context) -> None:
         """Check what the pass needs before any time is spent; all passes are asked before the first runs.

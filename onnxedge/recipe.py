@@ -153,6 +153,13 @@ def _share(value: Any, where: str, folder: Path) -> str | float:
     return value
 
 
+def _size(value: Any, where: str, folder: Path) -> str | int:
+    del folder
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise UserError(f"{where}: {value!r} is no size, such as '16GiB'")
+    return value
+
+
 def _path(value: Any, where: str, folder: Path) -> Path:
     return folder / _text(value, where, folder)
 
@@ -186,6 +193,8 @@ _READERS: Mapping[str, Callable[[Any, str, Path], Any]] = {
     "seed": _number(0),
     "threads": _number(1),
     "verify": _verify,
+    "measure": _yes_no,
+    "memory": _size,
     "strict": _yes_no,
     "max_drop": _share,
     "metric": _text,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from onnxedge.model.io import runnable_bytes, scratch_directory
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
 RUN_LIMIT_SECONDS = 30.0  #: a model that takes longer for a sample or three is neither run nor measured
+LOAD_LIMIT_SECONDS = 60.0  #: for ONNX Runtime to make a session; its optimizer may need the square of the nodes
 Level = Literal["disable", "basic", "extended", "all"]
 
 _NUMPY_TYPES = {
@@ -36,7 +38,7 @@ class CannotRun(UserError):
 
 
 class TooLong(CannotRun):
-    """Say that a model runs for longer than anybody would wait."""
+    """Say that a model runs, or is made ready to run, for longer than anybody would wait."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,17 @@ class Session:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if level == "disable":  # else a weight that becomes constant is multiplied by another kernel, with other bits
+            options.add_session_config_entry("session.disable_prepacking", "1")
         if dump is not None:
             options.optimized_model_filepath = str(dump)
+        late = threading.Event()
         try:
-            with runnable_bytes(model) as source:
+            with runnable_bytes(model) as source, _alarm(LOAD_LIMIT_SECONDS, options.set_load_cancellation_flag, late):
                 self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as err:  # the runtime's exceptions share no base of their own
+            if late.is_set():
+                raise TooLong(f"ONNX Runtime takes over {LOAD_LIMIT_SECONDS:g} s to load the model") from err
             raise CannotRun(f"ONNX Runtime does not load the model: {first_line(err)}") from err
         self.inputs = tuple(
             InputSpec(i.name, _NUMPY_TYPES.get(i.type, i.type), tuple(d if d != "" else None for d in i.shape))
@@ -129,24 +136,32 @@ class Session:
         import onnxruntime as ort
 
         options = ort.RunOptions()
-        expired = threading.Event()
-
-        def stop() -> None:
-            expired.set()
-            options.terminate = True
-
-        timer = threading.Timer(seconds, stop)
-        timer.daemon = True
-        timer.start()
+        late = threading.Event()
         try:
-            arrays: list[Array] = self._session.run(names, feed, options)
+            with _alarm(seconds, lambda _: setattr(options, "terminate", True), late):
+                arrays: list[Array] = self._session.run(names, feed, options)
         except Exception as err:  # as above
-            if expired.is_set():
+            if late.is_set():
                 raise TooLong(f"one run of the model takes over {seconds:g} s") from err
             raise
-        finally:
-            timer.cancel()
         return arrays
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float, stop: Callable[[bool], object], late: threading.Event) -> Iterator[None]:
+    """Set an event and call ``stop`` from another thread when the context lasts for longer."""
+
+    def ring() -> None:
+        late.set()
+        stop(True)
+
+    timer = threading.Timer(seconds, ring)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def flattened(outputs: Mapping[str, Any]) -> dict[str, Array]:

@@ -15,24 +15,48 @@ from onnxedge import runtime
 from onnxedge.data import Data, Preprocess, open_data, synthesise
 from onnxedge.errors import UserError
 from onnxedge.measure import verification_feeds
+from onnxedge.model.check import MAX_RANK
 from onnxedge.model.edit import graphs_of, node_label, static_shape
+from onnxedge.model.io import weight_bytes
 from onnxedge.operators import operator
+from onnxedge.probe import check_survives
 from onnxedge.runtime import CannotRun, Feed, InputSpec, Session, flattened, model_inputs
-from onnxedge.verify import infer_shapes
+from onnxedge.verify import Array, Outputs, infer_shapes
 
 HELD_OUT = 0.25  #: share of the calibration samples that measures agreement when there is no evaluation data
 SYNTHETIC_SAMPLES = 96  #: samples made from the model's own statistics when the user gives none
 MEMORY_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 if hasattr(os, "sysconf") else 8 << 30
 
 
+#: What running a model may take where no pass needs it to run, bytes: a clean-up of a large model stays small.
+RUN_MEMORY_BYTES = min(8 << 30, 2 * MEMORY_BYTES)
+#: How often a model's weights are in memory while two models are compared, each as it is written and optimized.
+COPIES = 4
+#: A graph of more nodes is not run: ONNX Runtime's optimizer takes time that grows with their square on some.
+RUN_NODES = 50_000
+#: Nor one of more inputs: each run takes a fraction of a second then.
+RUN_INPUTS = 2_000
+
+
 @dataclass(frozen=True)
 class Samples:
-    """Hold the samples of a run: to calibrate on, to compare on, and why there are none."""
+    """Hold the samples of a run.
 
-    calibration: Data | None
-    comparison: Data | None
-    feeds: Sequence[Feed]
+    Attributes:
+        calibration: to fit on.
+        comparison: to compare on.
+        feeds: some to verify with.
+        unrunnable: why there are none, or why the model is not run on them.
+        reference: what the model gives for ``feeds`` as it is written.
+        session: a session on the model, with the runtime's own optimizations.
+    """
+
+    calibration: Data | None = None
+    comparison: Data | None = None
+    feeds: Sequence[Feed] = ()
     unrunnable: str = ""
+    reference: Outputs | None = None
+    session: Session | None = None
 
 
 def open_samples(
@@ -42,81 +66,132 @@ def open_samples(
     preprocess: Preprocess | None,
     shapes: Mapping[str, Sequence[int]] | None,
     seed: int,
+    *,
+    shaped: ir.Model | None = None,
+    threads: int = 1,
+    memory: int | None = None,
 ) -> Samples:
-    """Open the user's samples, or synthesise some; find out whether the runtime runs the model at all."""
+    """Open the user's samples, or synthesise some; find out whether the runtime runs the model at all.
+
+    Args:
+        model: not changed.
+        calib, evaluation, preprocess, shapes, seed: as the user gave them.
+        shaped: the model with shapes inferred, where the caller has it.
+        threads: of the session.
+        memory: bytes that running the model and those made from it may take; None to run any.
+    """
     specs = fixed_inputs(model_inputs(model), shapes)
     given = open_data(calib, specs, preprocess) if calib is not None else None
     compared = open_data(evaluation, specs, preprocess) if evaluation is not None else None
-    feeds: Sequence[Feed] = ()
     try:
-        check_memory(model)
-        Session(model)
+        check_size(model, memory)
+        fitted = check_memory(model, shaped=shaped)
+        check_survives(model, fitted, memory if memory != RUN_MEMORY_BYTES else None)
+        session = Session(model, threads=threads)
+        trial = _Trial(model, shaped)
         if not specs:
-            feeds = ({},)
-            check_runs(model, feeds)
-            raise CannotRun("the model has no inputs, so that there are no samples")
+            reference = trial.outputs([{}])
+            trial.check_repeats({}, reference[0])
+            reason = "the model has no inputs, so that there are no samples"
+            return Samples(given, compared, ({},), reason, reference)
         if given is None:
             made = synthesise(model, specs, count=SYNTHETIC_SAMPLES, seed=seed, shapes=shapes)
             calibration, held_out = made.split(HELD_OUT)
-            check_runs(model, held_out.feeds(1) if compared is None else ())
+            trial.outputs(held_out.feeds(1) if compared is None else ())
         elif compared is None and len(given) > 1:
             calibration, held_out = given.split(HELD_OUT)
         else:
             calibration, held_out = given, given
         feeds = verification_feeds(calibration)
-        check_runs(model, feeds)
-        check_repeats(model, feeds[0])
+        reference = trial.outputs(feeds)
+        trial.check_repeats(feeds[0], reference[0])
+        for feed in feeds:  # as users run it: the runtime's optimizations believe declared inner shapes that are wrong
+            session.run(feed)
     except CannotRun as err:
-        return Samples(given, compared, feeds if not specs else (), str(err))
-    return Samples(calibration, compared if compared is not None else held_out, feeds)
+        return Samples(given, compared, unrunnable=str(err))
+    return Samples(calibration, compared if compared is not None else held_out, feeds, "", reference, session)
 
 
-def check_runs(model: ir.Model, feeds: Iterable[Feed]) -> None:
-    """Run a model as it is written.
+class _Trial:
+    """Run a model as it is written."""
+
+    def __init__(self, model: ir.Model, shaped: ir.Model | None) -> None:
+        self.model, self.shaped = model, shaped
+        self.session = Session(model, level="disable")
+        self.fitting: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
+
+    def outputs(self, feeds: Iterable[Feed]) -> list[dict[str, Array]]:
+        """Return the outputs for each feed.
+
+        Raises:
+            CannotRun: it fails, or a run takes longer than anybody would wait for the many that measuring takes.
+        """
+        made = []
+        for feed in feeds:
+            shapes = tuple(sorted((name, array.shape) for name, array in feed.items()))
+            if shapes not in self.fitting:
+                check_memory(self.model, feed, self.shaped)
+                self.fitting.add(shapes)
+            made.append(flattened(self.session.run(feed, limit_seconds=runtime.RUN_LIMIT_SECONDS)))
+        return made
+
+    def check_repeats(self, feed: Feed, first: Mapping[str, Array]) -> None:
+        """Run once more.
+
+        Raises:
+            CannotRun: the outputs differ, so that nothing can be compared; names the first operator that may be why.
+        """
+        second = flattened(self.session.run(feed))
+        if all(np.array_equal(a, second[name], equal_nan=a.dtype.kind in "fc") for name, a in first.items()):
+            return
+        nodes = (node for graph in graphs_of(self.model) for node in graph)
+        source = next((node for node in nodes if operator(node).random or node.op_type == "Dropout"), None)
+        because = "" if source is None else f", because of {node_label(source)}"
+        raise CannotRun(f"its outputs change from run to run{because}")
+
+
+def check_size(model: ir.Model, memory: int | None) -> None:
+    """Refuse to run a model that takes too much memory, or on which the runtime takes too long.
 
     Raises:
-        CannotRun: it fails, or a run takes longer than anybody would wait for the many that measuring takes.
+        CannotRun: with the sizes, and what to do.
     """
-    session = Session(model, level="disable")
-    for feed in feeds:
-        check_memory(model, feed)
-        session.run(feed, limit_seconds=runtime.RUN_LIMIT_SECONDS)
+    need = COPIES * weight_bytes(model)
+    if memory is not None and need > memory:
+        raise CannotRun(
+            f"running and comparing it takes about {need / 2**30:.0f} GiB, {memory / 2**30:.1f} GiB are allowed; "
+            f"--memory {math.ceil(need / 2**30)}GiB has it run"
+        )
+    inputs = [value for value in model.graph.inputs if not value.is_initializer()]
+    if len(inputs) > RUN_INPUTS:
+        raise CannotRun(f"it has {len(inputs)} inputs; samples are made for up to {RUN_INPUTS}")
+    rank = max((len(value.shape) for value in inputs if value.shape is not None), default=0)
+    if rank > MAX_RANK:
+        raise CannotRun(f"an input has {rank} dimensions; samples have up to {MAX_RANK}")
+    nodes = sum(len(graph) for graph in graphs_of(model))
+    if nodes > RUN_NODES:
+        raise CannotRun(f"it has {nodes} nodes; ONNX Runtime takes minutes to optimize over {RUN_NODES}")
 
 
-def check_repeats(model: ir.Model, feed: Feed) -> None:
-    """Run a model twice on one feed.
-
-    Raises:
-        CannotRun: the outputs differ, so that nothing can be compared; names the first operator that may be why.
-    """
-    session = Session(model, level="disable")
-    first, second = flattened(session.run(feed)), flattened(session.run(feed))
-    if all(np.array_equal(a, second[name], equal_nan=a.dtype.kind in "fc") for name, a in first.items()):
-        return
-    nodes = (node for graph in graphs_of(model) for node in graph)
-    source = next((node for node in nodes if operator(node).random or node.op_type == "Dropout"), None)
-    because = "" if source is None else f", because of {node_label(source)}"
-    raise CannotRun(f"its outputs change from run to run{because}")
-
-
-def check_memory(model: ir.Model, feed: Feed | None = None) -> None:
+def check_memory(model: ir.Model, feed: Feed | None = None, shaped: ir.Model | None = None) -> ir.Model:
     """Refuse to run a model with a value that does not fit into the machine's memory.
 
     Args:
         model: not changed.
         feed: its inputs; without, each free dimension of an input is taken to be 1, the least that it can be.
+        shaped: the model with shapes inferred, where the caller has it.
+
+    Returns:
+        The model with shapes inferred, its inputs of no free dimensions.
 
     Raises:
         CannotRun: with the value and its size.
     """
-    shaped = model.clone()
-    for value in shaped.graph.inputs:
-        if value.shape is not None and not value.is_initializer():
-            fed = (feed or {}).get(value.name or "")
-            sizes = (1,) * len(value.shape) if fed is None else fed.shape
-            pairs = zip(value.shape, sizes, strict=False)
-            value.shape = ir.Shape(dim if isinstance(dim, int) else size for dim, size in pairs)
-    infer_shapes(shaped)
+    fed = [value for value in model.graph.inputs if not value.is_initializer()]
+    if shaped is None or any(value.shape is None or not value.shape.is_static() for value in fed):
+        shaped = model.clone()
+        _fix_inputs(shaped, feed or {})
+        infer_shapes(shaped)
     for graph in shaped.graphs():
         for node in graph:
             for value in node.outputs:
@@ -125,6 +200,16 @@ def check_memory(model: ir.Model, feed: Feed | None = None) -> None:
                     size = math.prod(shape) * value.dtype.bitwidth // 8
                     if size > MEMORY_BYTES:
                         raise CannotRun(f"{node_label(node)} makes a value of {size / 1e9:.1f} GB, {shape}")
+    return shaped
+
+
+def _fix_inputs(model: ir.Model, feed: Feed) -> None:
+    for value in model.graph.inputs:
+        if value.shape is not None and not value.is_initializer():
+            fed = feed.get(value.name or "")
+            sizes = (1,) * len(value.shape) if fed is None else fed.shape
+            pairs = zip(value.shape, sizes, strict=False)
+            value.shape = ir.Shape(dim if isinstance(dim, int) else size for dim, size in pairs)
 
 
 def fixed_inputs(specs: tuple[InputSpec, ...], shapes: Mapping[str, Sequence[int]] | None) -> tuple[InputSpec, ...]:

@@ -114,6 +114,11 @@ class Target:
         ir_max: newest IR version that the runtime reads.
         channel_multiple: widths that the kernels like are multiples of this.
         operators: operators outside of the model's opset that the runtime has kernels for, as ``domain::Op``.
+        slow: operators of the default domain whose kernels are slower than the operators that they stand for.
+        fused_attention: ``always`` where an attention kernel is worth it whatever stands around it, ``heads`` where
+            its products are no faster than MatMul's and it only gains by splitting and merging the heads itself.
+        merged_projections: whether one product with several weights side by side, split behind, is faster than
+            several products.
         quantization: integer rules; None for a target without integer kernels.
     """
 
@@ -124,6 +129,9 @@ class Target:
     ir_max: int = 99
     channel_multiple: int = 1
     operators: tuple[str, ...] = ()
+    slow: tuple[str, ...] = ()
+    fused_attention: Literal["always", "heads"] = "always"
+    merged_projections: bool = False
     quantization: Quantization | None = None
 
     @property
@@ -131,9 +139,25 @@ class Target:
         """Tell whether ONNX Runtime on this machine is what the target means, so that latency can be measured."""
         return self.runtime == "onnxruntime-cpu"
 
-    def has_kernel(self, op_type: str, domain: str) -> bool:
-        """Tell whether the runtime has a kernel for an operator of another domain than ONNX's own."""
-        return f"{domain}::{op_type}" in self.operators
+    def has_kernel(self, op_type: str, domain: str = "", *, opset: int = 0) -> bool:
+        """Tell whether the runtime has a kernel for an operator that is worth fusing into.
+
+        Args:
+            op_type: operator.
+            domain: for another domain than ONNX's own the target file says it.
+            opset: version of ONNX's own domain that the model imports: every target has all of that, but for what is
+                ``slow``.
+        """
+        if domain:
+            return f"{domain}::{op_type}" in self.operators
+        if op_type in self.slow:
+            return False
+        import onnx
+
+        try:
+            return not onnx.defs.get_schema(op_type, opset).deprecated
+        except onnx.defs.SchemaError:
+            return False
 
 
 def load_target(source: str, text: str) -> Target:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ import onnx_ir as ir
 from onnxedge.errors import OnnxEdgeError, first_line
 from onnxedge.metrics import sqnr_db
 from onnxedge.model.edit import constant
-from onnxedge.model.io import EMBED_LIMIT_BYTES, to_proto, weight_bytes
+from onnxedge.model.skeleton import skeleton
 from onnxedge.passes import Accuracy
 
 Array = np.ndarray[Any, Any]
@@ -46,28 +45,63 @@ class Difference:
 
 #: Elements of a shape computation above which onnx's data propagation is not asked: it computes every one of them.
 PROPAGATED_ELEMENTS = 4096
+#: Nodes behind local functions above which onnx's inference is not asked.
+INLINED_NODES = 200_000
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Fill in the types and shapes that follow from the inputs; what cannot be inferred stays as it was.
+    """Fill in the types and shapes that follow from the inputs; what cannot be inferred stays as it was."""
+    if _is_inferable(model):
+        _forget_generated(model)
+        _infer(model, skeleton(model))
 
-    Only tensors: onnx_ir 1.1 turns the type of a sequence into that of a tensor when it merges what onnx inferred.
-    """
-    from onnx_ir.passes.common import ShapeInferencePass
 
-    if not _is_inferable(model):
-        return
-    before = {id(value): value.type for graph in model.graphs() for node in graph for value in node.outputs}
-    _forget_generated(model)
+def _infer(model: ir.Model, proto: onnx.ModelProto) -> None:
     try:
-        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=not _data_grows(model))(model)
+        inferred = onnx.shape_inference.infer_shapes(
+            proto, check_type=False, strict_mode=False, data_prop=not _data_grows(model)
+        )
     except Exception as err:  # onnx's inference raises types of its own; the model is unchanged then
         logger.info("shape inference failed: %s", first_line(err))
-    _restore_types(model, before)
+        return
+    _adopt_graph(model.graph, inferred.graph)
+
+
+def _adopt_graph(graph: ir.Graph, proto: onnx.GraphProto) -> None:
+    """Take over what was inferred for a graph and the graphs nested in it."""
+    kinds = {info.name: info.type for field in (proto.value_info, proto.output) for info in field}
+    bodies: list[tuple[int, ir.Attr]] = []
+    for index, node in enumerate(graph):
+        for value in node.outputs:
+            if (kind := kinds.get(value.name or "")) is not None:
+                _adopt(value, kind)
+        bodies.extend((index, a) for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH)
+    for index, attribute in bodies:
+        body, inner = attribute.as_graph(), next(a.g for a in proto.node[index].attribute if a.name == attribute.name)
+        for value, info in zip(body.inputs, inner.input, strict=True):
+            _adopt(value, info.type)
+        _adopt_graph(body, inner)
+
+
+def _adopt(value: ir.Value, kind: onnx.TypeProto) -> None:
+    """Take over the type of a tensor; what was said to be a sequence, a map or optional stays that."""
+    if not kind.HasField("tensor_type") or not (value.type is None or isinstance(value.type, ir.TensorType)):
+        return
+    tensor = kind.tensor_type
+    if tensor.elem_type and (value.type is None or value.type.dtype != tensor.elem_type):
+        value.type = ir.TensorType(ir.DataType(tensor.elem_type))
+    if tensor.HasField("shape"):
+        dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim]
+        if value.shape is None or dims != [d if isinstance(d, int) else d.value for d in value.shape]:
+            value.shape = ir.Shape(dims)
 
 
 #: How onnx names the dimensions that it cannot tell; it counts from 0 in each inference.
-_GENERATED = re.compile(r"unk__\d+")
+_GENERATED = "unk__"
+
+
+def _is_generated(dim: int | ir.SymbolicDim) -> bool:
+    return not isinstance(dim, int) and str(dim.value or "").startswith(_GENERATED)
 
 
 def _forget_generated(model: ir.Model) -> None:
@@ -75,41 +109,8 @@ def _forget_generated(model: ir.Model) -> None:
     for graph in model.graphs():
         for value in (value for node in graph for value in node.outputs):
             shape = value.shape
-            if shape is not None and any(_GENERATED.fullmatch(str(dim)) for dim in shape):
-                value.shape = ir.Shape([None if _GENERATED.fullmatch(str(dim)) else dim for dim in shape])
-
-
-_SEQUENCES = frozenset(
-    {
-        "SequenceConstruct",
-        "SequenceEmpty",
-        "SequenceErase",
-        "SequenceInsert",
-        "SequenceMap",
-        "SplitToSequence",
-        "Optional",
-    }
-)
-_CARRIERS = frozenset({"Identity", "OptionalGetElement", "If", "Loop", "Scan"})
-
-
-def _restore_types(model: ir.Model, before: Mapping[int, ir.TypeProtocol | None]) -> None:
-    """Give back the types of values that are no tensors; twice, since a body's outputs decide what a Loop gives."""
-    sequences: set[int] = set()
-    for node in (node for _ in range(2) for graph in model.graphs() for node in graph):
-        made = node.op_type in _SEQUENCES or (
-            node.op_type in _CARRIERS and any(id(v) in sequences for v in _sources(node))
-        )
-        for value in node.outputs:
-            was = before[id(value)]
-            if made or (was is not None and not isinstance(was, ir.TensorType)):
-                sequences.add(id(value))
-                value.type = was
-
-
-def _sources(node: ir.Node) -> list[ir.Value | None]:
-    bodies = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-    return [*node.inputs, *(value for body in bodies for value in body.outputs)]
+            if shape is not None and any(_is_generated(dim) for dim in shape):
+                value.shape = ir.Shape([None if _is_generated(dim) else dim for dim in shape])
 
 
 def _data_grows(model: ir.Model) -> bool:
@@ -125,15 +126,55 @@ def _data_grows(model: ir.Model) -> bool:
             elif node.op_type in ("Identity", "Cast", "Add", "Mul", "Gather", "Unsqueeze", "Squeeze"):
                 sizes[id(node.outputs[0])] = max((sizes.get(id(value), 1) for value in node.inputs), default=1)
             elif node.op_type == "ConstantOfShape" and (shape := constant(node.inputs[0])) is not None:
-                sizes[id(node.outputs[0])] = math.prod(int(size) for size in shape)
+                size = math.prod(int(size) for size in shape)
+                if size > PROPAGATED_ELEMENTS:
+                    return True
+                sizes[id(node.outputs[0])] = size
+            elif node.op_type == "Range" and _is_long(node, model):
+                return True
             elif node.op_type in ("Range", "Tile", "Expand", "ConstantOfShape"):
                 sizes[id(node.outputs[0])] = PROPAGATED_ELEMENTS
     return False
 
 
+def _is_long(node: ir.Node, model: ir.Model) -> bool:
+    """Tell whether a Range may count further than inference should follow."""
+    bounds = [constant(value) for value in node.inputs]
+    if len(bounds) == 3 and all(bound is not None and bound.size == 1 for bound in bounds):
+        start, limit, step = (float(bound.item()) for bound in bounds if bound is not None)
+        return not step or not abs((limit - start) / step) <= PROPAGATED_ELEMENTS
+    shapes = (value.shape for value in model.graph.inputs if value.shape is not None)
+    return any(isinstance(dim, int) and dim > PROPAGATED_ELEMENTS**2 for shape in shapes for dim in shape)
+
+
 def _is_inferable(model: ir.Model) -> bool:
-    """Tell whether onnx's shape inference is known to end: Einsum with a repeated index never returns in 1.23."""
+    """Tell whether onnx's shape inference is known to end.
+
+    In 1.23 Einsum with a repeated index never returns; local functions are followed into each call of each call.
+    """
+    if model.functions and inlined_count(model) > INLINED_NODES:
+        return False
     return not any(_repeats_index(node) for graph in model.graphs() for node in graph if node.op_type == "Einsum")
+
+
+def inlined_count(model: ir.Model) -> float:
+    """Return how many nodes a model has when its local functions are inlined; infinity where one calls itself."""
+    counts: dict[ir.OperatorIdentifier, float] = {}
+
+    def of(nodes: Iterable[ir.Node]) -> float:
+        total = 0.0
+        for node in nodes:
+            key = node.op_identifier()
+            if key in model.functions and key not in counts:
+                counts[key] = math.inf  # until it is known: a function that calls itself has no end
+                counts[key] = of(model.functions[key].graph.all_nodes())
+            total += counts.get(key, 1.0)
+        return total
+
+    try:
+        return of(model.graph.all_nodes())
+    except RecursionError:
+        return math.inf
 
 
 def _repeats_index(einsum: ir.Node) -> bool:
@@ -143,26 +184,38 @@ def _repeats_index(einsum: ir.Node) -> bool:
     return any(len(set(term)) < len(term) for term in letters)
 
 
-def check_structure(model: ir.Model, before: ir.Model) -> None:
-    """Check that a model is valid and has the interface of the model before.
+def check_structure(model: ir.Model, before: ir.Model, *, fixes_defaults: bool = False) -> None:
+    """Check that a model is valid and has the interface of the model before, and infer its shapes on the way.
+
+    Args:
+        model: to check.
+        before: what it was made from.
+        fixes_defaults: inputs that have a default may be gone, as they may below IR version 4, where ONNX Runtime takes
+            no value for them.
 
     Raises:
         Broken: with the first thing found.
     """
+    inputs: Sequence[ir.Value] = before.graph.inputs
+    if fixes_defaults or before.ir_version < 4:
+        kept = {value.name for value in model.graph.inputs}
+        inputs = [value for value in inputs if not value.is_initializer() or value.name in kept]
     for kind, old, new in (
-        ("input", before.graph.inputs, model.graph.inputs),
+        ("input", inputs, model.graph.inputs),
         ("output", before.graph.outputs, model.graph.outputs),
     ):
         _check_interface(kind, old, new)
-    if weight_bytes(model) > EMBED_LIMIT_BYTES:
-        return  # the checker reads one message of at most 2 GiB; the runtime reads the file
+    _forget_generated(model)
     try:
-        onnx.checker.check_model(to_proto(model))
+        proto = skeleton(model)
+        onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as err:
         raise Broken(f"the model is not valid any more: {first_line(err)}") from err
     for key in before.metadata_props:
         if key not in model.metadata_props:
             raise Broken(f"metadata {key!r} is gone")
+    if _is_inferable(model):
+        _infer(model, proto)
 
 
 def _check_interface(kind: str, old: Sequence[ir.Value], new: Sequence[ir.Value]) -> None:

@@ -365,7 +365,7 @@ def test_a_graph_that_makes_100_gigabytes(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "out.onnx").stat().st_size < 10_000
 
 
-def test_a_loop_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_without_end() -> None:
     model = onnx.parser.parse_model(
         """
         <ir_version: 8, opset_import: ["" : 17]>
@@ -374,6 +374,5 @@ def test_a_loop_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
               (count, go, x) }
         """
     )
-    monkeypatch.setattr("onnxedge.runtime.RUN_LIMIT_SECONDS", 0.5)
-    report = onnxedge.optimize(model, "fold,fuse").report
-    assert report.unmeasured == ("nothing was run or measured: one run of the model takes over 0.5 s",)
+    (line,) = onnxedge.optimize(model, "fold,fuse").report.unmeasured
+    assert line == "nothing was run or measured: one run of the model takes over 2 s, perhaps because of Loop '-> y'"

@@ -163,6 +163,20 @@ def test_a_pass_that_makes_it_slower_is_taken_back(linear: onnx.ModelProto) -> N
     assert len(result.model.graph) == 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class DragOnRequest(DragRounding):
+    """Be slow, and be asked for."""
+
+    name: ClassVar[str] = "drag-on-request"
+    sets_form: ClassVar[bool] = True
+
+
+def test_a_form_that_was_asked_for_stays_though_it_is_slower(linear: onnx.ModelProto) -> None:
+    result = onnxedge.optimize(linear, [DragOnRequest(), ScaleLossy(factor=1.001)])
+    assert [record.status for record in result.report.passes] == ["applied", "applied"]
+    assert len(result.model.graph) > 2
+
+
 def test_accuracy_is_measured_on_labels(linear: onnx.ModelProto) -> None:
     x = np.random.default_rng(2).standard_normal((100, 8)).astype(np.float32)
     y = Session(linear).run({"x": x})["y"].argmax(1)
@@ -273,3 +287,17 @@ def test_outputs_that_are_sequences() -> None:
     report = untimed(model, "fold,fuse").report
     assert report.passes[0].status == "applied"
     assert report.passes[0].verified == "numeric"
+
+
+def test_without_measuring_nothing_is_compared_or_taken_back(linear: onnx.ModelProto) -> None:
+    report = untimed(linear, [ScaleLossy(factor=-1.0)], measure=False).report
+    assert report.passes[0].status == "applied"
+    assert (report.fidelity, report.speed) == (None, None)
+    assert "--no-measure" in report.unmeasured[0]
+
+
+def test_a_model_beyond_the_memory_is_checked_and_not_run(linear: onnx.ModelProto) -> None:
+    result = untimed(linear, "fuse", memory=100)
+    assert result.report.passes[0].verified == "structure"
+    assert "--memory 1GiB has it run" in result.report.unmeasured[0]
+    assert np.allclose(outputs(result.model), outputs(linear), atol=1e-6)

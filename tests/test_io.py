@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import pytest
 
 from onnxedge.errors import UserError
 from onnxedge.model import io
+from onnxedge.model.edit import constant, refresh_scopes, set_constant
+from onnxedge.model.skeleton import skeleton
 from onnxedge.runtime import Session
 
 TEXT = """
@@ -120,3 +123,113 @@ def test_scratch_of_killed_runs_is_removed() -> None:
             assert not stale.exists()
             assert folder.exists()
     assert not folder.exists()
+
+
+def _in_files(tmp_path: Path, count: int = 3) -> Path:
+    """Write a model whose weights lie in several files, one of them read twice, and small ones among them."""
+    rng = np.random.default_rng(0)
+    text = ["<ir_version: 8, opset_import: [\"\" : 17]> g (float[N, 32] x) => (float[N, 32] y) {"]
+    text += [f"v{i + 1} = MatMul(v{i}, w{i})" for i in range(count)] + [f"a = Add(v{count}, b) y = Add(a, b)", "}"]
+    model = onnx.parser.parse_model(" ".join(text).replace("v0", "x"))
+    for index, array in enumerate([*rng.standard_normal((count, 32, 32)), rng.standard_normal(32)]):
+        name = f"w{index}" if index < count else "b"
+        part, data = tmp_path / f"part{index % 2}.bin", array.astype(np.float32).tobytes()
+        tensor = model.graph.initializer.add(name=name, data_type=1, dims=array.shape, data_location=1)
+        entries = {"location": part.name, "offset": part.stat().st_size if part.exists() else 0, "length": len(data)}
+        for key, value in entries.items():
+            tensor.external_data.add(key=key, value=str(value))
+        with part.open("ab") as file:
+            file.write(data)
+    path = tmp_path / "parts.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def _answer(path: Path) -> np.ndarray:
+    return Session(path).run({"x": np.random.default_rng(1).standard_normal((2, 32)).astype(np.float32)})["y"]
+
+
+def test_weights_in_several_files_are_copied_unread_into_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _in_files(tmp_path)
+    model = io.load(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(ir.ExternalTensor, "tobytes", lambda self: pytest.fail(f"{self.name} was read"))
+        first = io.save(model, tmp_path / "a.onnx", external=True)
+    assert first == [tmp_path / "a.onnx", tmp_path / "a.onnx.data"]
+    tensors = {t.name: t for t in onnx.load(tmp_path / "a.onnx", load_external_data=False).graph.initializer}
+    outside = [name for name, tensor in tensors.items() if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    assert outside == ["w0", "w1", "w2"]
+    places = [onnx.external_data_helper.ExternalDataInfo(tensors[name]) for name in ("w0", "w1", "w2")]
+    assert [(p.location, p.offset % 64, p.length) for p in places] == [("a.onnx.data", 0, 4096)] * 3
+    assert np.array_equal(_answer(tmp_path / "a.onnx"), _answer(path))
+    io.save(io.load(path), tmp_path / "b.onnx", external=True)
+    assert (tmp_path / "a.onnx.data").read_bytes() == (tmp_path / "b.onnx.data").read_bytes()
+    io.save(io.load(tmp_path / "a.onnx"), tmp_path / "c.onnx", external=True)
+    assert (tmp_path / "a.onnx.data").read_bytes() == (tmp_path / "c.onnx.data").read_bytes()
+
+
+def test_the_same_region_is_written_once(tmp_path: Path) -> None:
+    path = _in_files(tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    tensors = {t.name: t for t in proto.graph.initializer}
+    del tensors["w2"].external_data[:]
+    tensors["w2"].external_data.extend(tensors["w0"].external_data)
+    path.write_bytes(proto.SerializeToString())
+    io.save(io.load(path), tmp_path / "out.onnx", external=True)
+    assert (tmp_path / "out.onnx.data").stat().st_size == 2 * 4096
+    assert np.array_equal(_answer(tmp_path / "out.onnx"), _answer(path))
+
+
+def test_large_weights_begin_at_pages(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(TEXT)
+    for number in range(2):
+        array = np.full((300, 300 + number), number, np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"u{number}"))
+    io.save(io.from_proto(model), tmp_path / "out.onnx", external=True)
+    tensors = onnx.load(tmp_path / "out.onnx", load_external_data=False).graph.initializer
+    places = [onnx.external_data_helper.ExternalDataInfo(t) for t in tensors if t.data_location == 1]
+    assert [place.offset % 4096 for place in places] == [0, 0]
+
+
+def test_weights_of_a_replaced_model_do_not_stay(tmp_path: Path) -> None:
+    model = io.load(_in_files(tmp_path))
+    out, data = tmp_path / "out.onnx", tmp_path / "out.onnx.data"
+    io.save(model, out, external=True)
+    assert io.save(model, out) == [out]
+    assert not data.exists()
+    data.write_bytes(b"of somebody else")
+    io.save(model, out)
+    assert data.read_bytes() == b"of somebody else"
+
+
+def test_a_file_that_shrank_since_loading_is_said(tmp_path: Path) -> None:
+    model = io.load(_in_files(tmp_path))
+    (tmp_path / "part0.bin").write_bytes(b"0" * 100)
+    with pytest.raises(UserError, match="shorter than when the model was loaded"):
+        io.save(model, tmp_path / "out.onnx", external=True)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_edited_weights_of_a_large_model_leave_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxedge.model.edit.SPILLS_FROM_BYTES", 0)
+    monkeypatch.setattr("onnxedge.model.spill.MIN_BYTES", 0)
+    model = io.load(_in_files(tmp_path))
+    refresh_scopes(model)
+    node = next(iter(model.graph))
+    array = constant(node.inputs[1])
+    assert array is not None
+    new = set_constant(node, 1, 2 * array).const_value
+    assert isinstance(new, ir.Tensor)
+    assert isinstance(new.raw, np.memmap)
+    io.save(model, tmp_path / "out.onnx", external=True)
+    assert np.allclose(constant(io.load(tmp_path / "out.onnx").graph[0].inputs[1]), 2 * array)
+
+
+def test_a_skeleton_holds_no_weights(fixtures: Path) -> None:
+    model = io.load(fixtures / "external_data.onnx")
+    before = io.to_proto(model).SerializeToString()
+    proto = skeleton(model)
+    assert proto.ByteSize() < 10_000
+    onnx.checker.check_model(proto)
+    assert io.to_proto(model).SerializeToString() == before
+    assert abs(io.written_bytes(model) - len(before)) < 0.05 * len(before)

@@ -19,11 +19,11 @@ LAYERS = (
     ("comparison",),
     ("driver", "recipe"),
     ("manager", "samples", "inspection", "documentation"),
-    ("pipeline", "measure"),
+    ("pipeline", "measure", "probe"),
     ("registry", "verify", "report", "bridges", "placement"),
     ("passes",),
     ("data", "metrics"),
-    ("operators", "target", "targets", "runtime"),
+    ("operators", "target", "targets", "runtime", "probe_child"),
     ("model",),
     ("errors",),
 )

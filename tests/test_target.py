@@ -238,6 +238,23 @@ def test_ort_takes_contrib_q_dq_per_channel_at_old_opsets(opset: int, cpu: Targe
     assert "QLinearConv" in ran
 
 
+def test_kernels_worth_fusing_into() -> None:
+    target = load_target("acme", 'name = "acme"\nslow = ["Swish"]\noperators = ["com.acme::Gelu"]')
+    assert target.has_kernel("Gelu", "com.acme")
+    assert not target.has_kernel("Gelu", "com.microsoft")
+    assert target.has_kernel("Gelu", opset=20)
+    assert not target.has_kernel("Gelu", opset=19)
+    assert not target.has_kernel("Swish", opset=24)
+
+
+@pytest.mark.parametrize("name", ["ort-cpu", "ort-cuda"])
+def test_ort_has_the_kernels_that_its_targets_list(name: str) -> None:
+    from onnxruntime.capi import _pybind_state
+
+    kernels = {f"{kernel.domain}::{kernel.op_name}" for kernel in _pybind_state.get_all_opkernel_def()}
+    assert set(load_packaged_target("onnxedge.targets", name).operators) <= kernels
+
+
 def test_vendor_rules_are_read() -> None:
     target = load_target(
         "acme",

@@ -16,9 +16,9 @@ from typing import Any
 import click
 
 from onnxedge import __version__
-from onnxedge.errors import OnnxEdgeError
-from onnxedge.report.text import one_line
+from onnxedge.errors import OnnxEdgeError, shortened
 
+_LINE = 2000  #: characters of the longest error; a model may name a value with a million
 INTERRUPTED = 130  #: exit code after Ctrl-C, as shells have it
 
 #: command -> the module of onnxedge.cli that holds it, under the command's own name
@@ -150,7 +150,7 @@ def _show_caret(err: OnnxEdgeError) -> None:
 
 
 def _say(line: str) -> None:
-    click.echo(one_line(line), err=True)
+    click.echo(shortened(line, _LINE), err=True)
 
 
 @click.group(

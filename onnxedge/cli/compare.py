@@ -20,7 +20,8 @@ from onnxedge.cli.options import (
     threads_option,
     verbose_option,
 )
-from onnxedge.report.text import one_line, plural, shortened
+from onnxedge.errors import one_line, shortened
+from onnxedge.report.text import plural
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from onnxedge.report.text import one_line, shortened
+from onnxedge.errors import one_line, shortened
 
 if TYPE_CHECKING:
     from rich.console import Console

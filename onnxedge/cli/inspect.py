@@ -16,7 +16,8 @@ from onnxedge.cli.options import (
     target_option,
     verbose_option,
 )
-from onnxedge.report.text import bytes_text, count_text, one_line, percent_text, plural, shape_text, shortened
+from onnxedge.errors import one_line, shortened
+from onnxedge.report.text import bytes_text, count_text, percent_text, plural, shape_text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -16,6 +16,7 @@ from onnxedge.cli.options import (
     preprocess_option,
     read_input_shapes,
     read_share,
+    read_size,
     seed_option,
     target_option,
     threads_option,
@@ -64,6 +65,16 @@ _path = click.Path(path_type=Path)
     help="What is checked behind each pass.  [default: numeric]",
 )
 @click.option(
+    "--measure/--no-measure",
+    default=None,
+    help="Compare latency and answers with the original's and take back what made it worse.  [default: measure]",
+)
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="What running the model may take, such as 16GiB; a larger one is only checked.  [default: 8GiB]",
+)
+@click.option(
     "--strict", is_flag=True, default=None, help="A pass that breaks its promise ends the run; else it is rolled back."
 )
 @click.option("--dump-dir", type=_path, metavar="DIR", help="Keep the model behind each pass.")
@@ -100,6 +111,8 @@ def optimize(
         settings["input_shapes"] = read_input_shapes(input_shapes)
     if "max_drop" in settings:
         settings["max_drop"] = read_share(settings["max_drop"], "--max-drop")
+    if "memory" in settings:
+        settings["memory"] = read_size(settings["memory"], "--memory")
     settings.setdefault("passes", DEFAULT_PASSES)
     settings.setdefault("output", default_output(model))
 

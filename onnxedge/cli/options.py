@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -104,6 +105,19 @@ def read_share(text: str | float, option: str) -> float:
     if not 0 <= share <= 1:
         raise UserError(f"{option}: {written!r} is not between 0 and 100 %; write 2% or 0.02")
     return share
+
+
+def read_size(text: str | int, option: str) -> int:
+    """Turn ``16GiB``, ``500MB`` or a number of bytes into bytes.
+
+    Raises:
+        UserError: of another form.
+    """
+    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,6})?)\s*([kmgt]?)(i?)b?\s*", str(text), re.IGNORECASE | re.ASCII)
+    if found is None:
+        raise UserError(f"{option}: {str(text)!r} is no size; write 16GiB or 500MB")
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix.lower() or " "))
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from onnxedge.cli.options import complete_pass, verbose_option
-from onnxedge.report.text import one_line, plural
+from onnxedge.errors import one_line
+from onnxedge.report.text import plural
 
 
 @click.group(invoke_without_command=True, short_help="List the passes; passes show NAME tells all about one.")

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from onnxedge.cli.options import complete_names, verbose_option
-from onnxedge.report.text import one_line, plural
+from onnxedge.errors import one_line
+from onnxedge.report.text import plural
 
 
 @click.group(invoke_without_command=True, short_help="List the targets; targets show NAME tells all about one.")

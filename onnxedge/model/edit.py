@@ -13,16 +13,34 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxedge.model.spill import SPILLS_FROM_BYTES, forget_pages, spilled
+
 Array = np.ndarray[Any, Any]
 
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
     """Yield the main graph and every subgraph, then the graphs of local functions."""
-    yield model.graph
-    yield from model.graph.subgraphs()
+    yield from _nest(model.graph)
     for function in model.functions.values():
-        yield function.graph
-        yield from function.subgraphs()
+        yield from _nest(function.graph)
+
+
+def _nest(graph: ir.Graph) -> list[ir.Graph]:
+    """Return a graph and those inside it, outer ones first."""
+    found: list[ir.Graph] = []
+    stack = [graph]
+    while stack:
+        outer = stack.pop()
+        found.append(outer)
+        inner: list[ir.Graph] = []
+        for node in outer:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
+                    inner.append(attribute.as_graph())
+                elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
+                    inner.extend(attribute.as_graphs())
+        stack.extend(reversed(inner))
+    return found
 
 
 def is_overridable(value: ir.Value) -> bool:
@@ -102,7 +120,8 @@ def new_initializer(graph: ir.Graph, array: Array, name: str) -> ir.Value:
 
     A local function has no initializers: there a Constant node is put first and its output returned.
     """
-    value = ir.val(unique_name(graph, name), const_value=ir.tensor(np.ascontiguousarray(array).reshape(array.shape)))
+    array = spilled(array) if scope_of(graph).spills else np.ascontiguousarray(array).reshape(array.shape)
+    value = ir.val(unique_name(graph, name), const_value=ir.tensor(array))
     return add_initializer(graph, value)
 
 
@@ -129,6 +148,7 @@ class Scope:
 
     opset_imports: dict[str, int]
     is_function: bool = False
+    spills: bool = False  #: new weights go to a file: those of the model are many and in files of their own
     names: dict[str, int] = field(default_factory=dict)  #: taken value name -> last number tried behind it
     node_names: dict[str, int] = field(default_factory=dict)  #: the same for nodes: ONNX Runtime refuses equal ones
 
@@ -144,8 +164,12 @@ def refresh_scopes(model: ir.Model) -> None:
 
 
 def _refresh(graph: ir.Graph, subgraphs: Iterable[ir.Graph], scope: Scope) -> None:
+    external_bytes = 0
     for nested in (graph, *subgraphs):
         nested.meta[_SCOPE] = scope
+        tensors = (value.const_value for value in nested.initializers.values())
+        external_bytes += sum(t.nbytes for t in tensors if isinstance(t, ir.ExternalTensor))
+        scope.spills = external_bytes > SPILLS_FROM_BYTES
         scope.names.update((name, 0) for name in _value_names(nested))
         scope.node_names.update((node.name or "", 0) for node in nested)
 
@@ -165,6 +189,17 @@ def scope_of(graph: ir.Graph) -> Scope:
 def unique_name(graph: ir.Graph, wish: str) -> str:
     """Return ``wish``, or ``wish_1``, ``wish_2``... if a value anywhere in the graph's nest has that name already."""
     return _claim(scope_of(graph).names, wish)
+
+
+def unique_node_name(graph: ir.Graph, wish: str) -> str:
+    """Return ``wish``, or a numbered one if a node anywhere in the graph's nest has that name already."""
+    return _claim(scope_of(graph).node_names, wish)
+
+
+def join_scope(graph: ir.Graph, outer: ir.Graph) -> None:
+    """Let a graph that is moved into another one's nest, and what is nested in it, share that one's scope."""
+    for nested in (graph, *graph.subgraphs()):
+        nested.meta[_SCOPE] = scope_of(outer)
 
 
 def _claim(taken: dict[str, int], wish: str) -> str:
@@ -198,7 +233,7 @@ def set_constant(node: ir.Node, index: int, array: Array, name: str | None = Non
     value = new_initializer(graph_of(node), array, wish)
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
-    node.replace_input_with(index, value)
+    replace_input(node, index, value)
     if old is not None:
         drop_if_unused(old)
     return value
@@ -206,7 +241,7 @@ def set_constant(node: ir.Node, index: int, array: Array, name: str | None = Non
 
 def drop_if_unused(value: ir.Value) -> None:
     """Remove an initializer (or its Constant node) that nobody reads any more and that is no input or output."""
-    if value.uses() or value.is_graph_output() or value.is_graph_input():
+    if use_count(value) or value.is_graph_output() or value.is_graph_input():
         return
     producer = value.producer()
     if producer is not None:
@@ -214,14 +249,54 @@ def drop_if_unused(value: ir.Value) -> None:
             producer.graph.remove(producer, safe=True)
     elif value.is_initializer() and value.graph is not None and value.name is not None:
         value.graph.initializers.pop(value.name, None)
+        forget_pages(value.const_value)
+
+
+def use_count(value: ir.Value) -> int:
+    """Return how often nodes read a value, at once: ``uses()`` of onnx_ir 1.1 copies all, however many there are."""
+    return len(value._uses)
 
 
 def sole_consumer(value: ir.Value) -> ir.Node | None:
     """Return the one node that reads a value once, or None where it has other readers or is a graph output."""
-    uses = tuple(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
+    if use_count(value) != 1 or value.is_graph_output():
         return None
-    return uses[0].node
+    return next(iter(value.uses())).node
+
+
+_WIDE = 32  #: inputs, from which on onnx_ir's way to replace one, by a loop over all of them, is not taken
+
+
+def replace_input(node: ir.Node, index: int, value: ir.Value | None) -> None:
+    """Replace one input of a node, be there thousands."""
+    if len(node.inputs) <= _WIDE or node.device_configurations:
+        node.replace_input_with(index, value)
+    else:
+        _write_inputs(node, {index: value})
+
+
+def _write_inputs(node: ir.Node, values: dict[int, ir.Value | None]) -> None:
+    """Replace some inputs of a wide node at once; the only place that knows how onnx_ir 1.1 keeps them."""
+    inputs = list(node.inputs)
+    for index, value in values.items():
+        old, inputs[index] = inputs[index], value
+        if old is not None:
+            old._remove_usage(node, index)
+        if value is not None:
+            value._add_usage(node, index)
+    node._inputs = tuple(inputs)
+
+
+def move_uses(old: ir.Value, new: ir.Value) -> None:
+    """Let every node that reads ``old`` read ``new``; graph outputs stay as they are."""
+    wide: dict[ir.Node, dict[int, ir.Value | None]] = {}
+    for node, index in old.uses():
+        if len(node.inputs) <= _WIDE or node.device_configurations:
+            node.replace_input_with(index, new)
+        else:
+            wide.setdefault(node, {})[index] = new
+    for node, values in wide.items():
+        _write_inputs(node, values)
 
 
 def replace_uses(old: ir.Value, new: ir.Value) -> bool:
@@ -239,13 +314,14 @@ def replace_uses(old: ir.Value, new: ir.Value) -> bool:
         if sum(output is old for output in graph_of(producer).outputs) != 1:
             return False
         name = old.name
+        move_uses(old, new)
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         old.name = f"{name}_replaced"
         new.name, new.type, new.shape = name, old.type, old.shape
         for key, item in old.metadata_props.items():
             new.metadata_props.setdefault(key, item)
         return True
-    old.replace_all_uses_with(new)
+    move_uses(old, new)
     return True
 
 
@@ -258,15 +334,37 @@ def remove_node(node: ir.Node) -> None:
     if node.graph is None:
         return
     inputs = [value for value in node.inputs if value is not None]
+    if len(node.inputs) > _WIDE and not any(use_count(v) or v.is_graph_output() for v in node.outputs):
+        _write_inputs(node, dict.fromkeys(range(len(node.inputs))))
+        node._inputs = ()
     node.graph.remove(node, safe=True)
-    for value in inputs:
+    for value in dict.fromkeys([*inputs, *release_captured(node)]):
         drop_if_unused(value)
+
+
+def release_captured(node: ir.Node) -> list[ir.Value]:
+    """Let the subgraphs of a node that was removed read nothing any more, and return what they read from outside."""
+    released: list[ir.Value] = []
+    for attribute in node.attributes.values():
+        if attribute.is_ref() or attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+            continue
+        graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
+        for graph in graphs:
+            within = [graph, *graph.subgraphs()]
+            for inner in graph.all_nodes():
+                released += [value for value in inner.inputs if value is not None and value.graph not in within]
+                for index in range(len(inner.inputs)):
+                    inner.replace_input_with(index, None)
+            released += [value for value in graph.outputs if value.graph not in within]
+            for nested in within:
+                nested.outputs.clear()
+    return released
 
 
 def bypass(node: ir.Node, index: int = 0) -> bool:
     """Let readers of a one-output node read its input ``index`` and remove the node; False where that cannot be."""
     source = node.inputs[index]
-    if source is None or len([v for v in node.outputs if v.uses() or v.is_graph_output()]) > 1:
+    if source is None or len([v for v in node.outputs if use_count(v) or v.is_graph_output()]) > 1:
         return False
     if not replace_uses(node.outputs[0], source):
         return False

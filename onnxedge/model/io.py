@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import shutil
 import tempfile
@@ -17,9 +16,13 @@ from google.protobuf import json_format, text_format
 from google.protobuf.message import DecodeError
 
 from onnxedge.errors import UserError, first_line
+from onnxedge.model.check import check_external_data, check_graphs, check_tensors, check_versions
 from onnxedge.model.edit import graphs_of
+from onnxedge.model.skeleton import large_bytes, skeleton
+from onnxedge.model.sparse import densified
+from onnxedge.model.weights import MIN_BYTES, write_weights
 
-_FIXED_WIDTH = frozenset(item.value for item in ir.DataType if item not in (ir.DataType.UNDEFINED, ir.DataType.STRING))
+PROTOBUF_LIMIT_BYTES = 1 << 31
 EMBED_LIMIT_BYTES = 1 << 30  #: above this, weights go into an external data file (protobuf ends at 2 GiB)
 
 
@@ -40,6 +43,8 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         raise UserError(f"{path}: is not a file; name the .onnx file itself")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: is empty, not an ONNX model")
+    if path.stat().st_size >= PROTOBUF_LIMIT_BYTES:
+        raise UserError(f"{path}: is larger than 2 GiB, no ONNX model can be; weights go into a file of their own")
     try:
         proto = onnx.load(path, load_external_data=False)
     except (DecodeError, OSError, ValueError, json_format.Error, text_format.ParseError, onnx.parser.ParseError) as err:
@@ -60,12 +65,14 @@ def from_proto(proto: onnx.ModelProto, *, source: str = "model", folder: Path | 
     Raises:
         UserError: as :func:`load`.
     """
-    _check_versions(proto, source)
-    _check_external_data(proto, source, folder)
+    check_versions(proto, source)
+    check_external_data(proto, source, folder)
     try:
         onnx.checker.check_model(str(source) if folder is not None and Path(source).is_file() else proto)
     except (onnx.checker.ValidationError, ValueError) as err:
         raise UserError(f"{source}: not a valid ONNX model: {first_line(err)}") from err
+    check_tensors(proto, source)
+    proto = densified(proto, source)
     try:
         model = ir.serde.deserialize_model(proto)
     except Exception as err:  # onnx_ir wraps whatever it met in its own and other types
@@ -73,77 +80,11 @@ def from_proto(proto: onnx.ModelProto, *, source: str = "model", folder: Path | 
     if folder is not None:
         for graph in graphs_of(model):
             ir.external_data.set_base_dir(graph, str(folder))
-    _check_tensors(model, source)
+    check_graphs(model, source)
     _forget_made_up_names(model.graph, proto.graph.node)
     for function, function_proto in zip(model.functions.values(), proto.functions, strict=True):
         _forget_made_up_names(function.graph, function_proto.node)
     return model
-
-
-def _check_versions(proto: onnx.ModelProto, source: str) -> None:
-    if not 1 <= proto.ir_version <= onnx.IR_VERSION:
-        raise UserError(
-            f"{source}: IR version {proto.ir_version} is not known; onnx {onnx.__version__} reads 1..{onnx.IR_VERSION}"
-        )
-    newest = onnx.defs.onnx_opset_version()
-    for entry in proto.opset_import:
-        if entry.domain in ("", "ai.onnx") and not 1 <= entry.version <= newest:
-            raise UserError(f"{source}: opset {entry.version} is not known; onnx {onnx.__version__} reads 1..{newest}")
-
-
-def _check_external_data(proto: onnx.ModelProto, source: str, folder: Path | None) -> None:
-    """Refuse external data that is missing, reaches out of the model's folder, or is no regular file."""
-    for tensor in onnx.external_data_helper._get_all_tensors(proto):
-        if not onnx.external_data_helper.uses_external_data(tensor):
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        where = f"{source}: tensor {tensor.name!r}: external data {entries.get('location', '')!r}"
-        offset, length = (_external_number(entries, key, where) for key in ("offset", "length"))
-        if folder is None:
-            raise UserError(f"{where}: a model given in memory must hold its weights; load it from its file")
-        location = Path(entries.get("location", ""))
-        if location.is_absolute() or ".." in location.parts:
-            raise UserError(f"{where}: reaches out of the model's folder; not read")
-        file = folder / location
-        if not file.exists():
-            raise UserError(f"{where}: no such file; it must lie beside the model")
-        if file.is_symlink() or not file.is_file() or folder.resolve() not in file.resolve().parents:
-            raise UserError(f"{where}: is no regular file inside the model's folder; not read")
-        bits = ir.DataType(tensor.data_type).bitwidth if tensor.data_type in _FIXED_WIDTH else 0
-        end = (offset or 0) + ((math.prod(tensor.dims) * bits + 7) // 8 if length is None else length)
-        if file.stat().st_size < end:
-            raise UserError(f"{where}: has {file.stat().st_size} bytes, the tensor needs {end}")
-
-
-def _external_number(entries: Mapping[str, str], key: str, where: str) -> int | None:
-    text = entries.get(key)
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdigit()):
-        raise UserError(f"{where}: {key} {text!r} is no whole number of bytes")
-    return int(text)
-
-
-def _check_tensors(model: ir.Model, source: str) -> None:
-    for graph in graphs_of(model):
-        for name, value in graph.initializers.items():
-            tensor = value.const_value
-            if tensor is None or tensor.dtype == ir.DataType.STRING:
-                continue
-            if any(not isinstance(d, int) or d < 0 for d in tensor.shape):
-                raise UserError(f"{source}: tensor {name!r}: a dimension is negative or unknown: {list(tensor.shape)}")
-            if isinstance(tensor, ir.ExternalTensor):
-                have = tensor.length if tensor.length is not None else tensor.nbytes
-            elif (
-                isinstance(tensor, ir.TensorProtoTensor) and tensor.raw is not None and tensor.raw.HasField("raw_data")
-            ):
-                have = len(tensor.raw.raw_data)
-            else:
-                continue
-            if have != tensor.nbytes:
-                raise UserError(
-                    f"{source}: tensor {name!r}: {have} bytes for shape {list(tensor.shape)}, needs {tensor.nbytes}"
-                )
 
 
 def _forget_made_up_names(graph: ir.Graph, protos: Sequence[onnx.NodeProto]) -> None:
@@ -200,9 +141,7 @@ def _embedded(model: ir.Model) -> ir.Model:
     for graph in graphs_of(copy):
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = ir.Tensor(
-                    np.array(value.const_value.numpy()), dtype=value.const_value.dtype, name=value.name
-                )
+                value.const_value = _read_in(value.const_value)
     return copy
 
 
@@ -217,17 +156,26 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(t.nbytes for t in tensors if t is not None and t.dtype != ir.DataType.STRING)
 
 
-def written_bytes(model: ir.Model) -> int:
-    """Return the bytes that a model's file would have, external weights counted, without writing it."""
-    weights = weight_bytes(model)
-    if weights <= EMBED_LIMIT_BYTES:
-        return int(serialize(_embedded(without_inferred(model))).ByteSize())
-    bare = model.clone()
-    for graph in graphs_of(bare):
-        for value in graph.initializers.values():
-            value.const_value = None
-        graph.initializers.clear()
-    return weights + int(serialize(bare).ByteSize())
+def written_bytes(model: ir.Model, original: ir.Model | None = None) -> int:
+    """Return the bytes that a model's file would have, external weights counted, without writing or reading them.
+
+    Args:
+        model: not changed.
+        original: what it was made from, as for :func:`without_inferred`.
+    """
+    proto, stubbed_bytes = skeleton(model), large_bytes(model)
+    declared = _declared(original)
+    kept = [info for info in proto.graph.value_info if info.name in declared]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(kept)
+    return stubbed_bytes + int(proto.ByteSize())
+
+
+def _declared(original: ir.Model | None) -> set[str | None]:
+    """Return the names of inner values whose type a model gives."""
+    if original is None:
+        return set()
+    return {v.name for g in graphs_of(original) for n in g for v in n.outputs if v.type is not None}
 
 
 def without_inferred(model: ir.Model, original: ir.Model | None = None) -> ir.Model:
@@ -235,9 +183,7 @@ def without_inferred(model: ir.Model, original: ir.Model | None = None) -> ir.Mo
 
     Kept are the outputs of operators that onnx does not know, and what ``original`` declared for values still there.
     """
-    declared = (
-        {v.name for g in graphs_of(original) for n in g for v in n.outputs if v.type is not None} if original else set()
-    )
+    declared = _declared(original)
     copy = model.clone()
     for graph in graphs_of(copy):
         for node in graph:
@@ -270,11 +216,14 @@ def model_files(path: Path) -> list[Path]:
     return list(files)
 
 
-def save(model: ir.Model, path: str | os.PathLike[str], *, inputs: Sequence[Path] = (), external: bool = False) -> None:
-    """Write a model whole or not at all.
+def save(
+    model: ir.Model, path: str | os.PathLike[str], *, inputs: Sequence[Path] = (), external: bool = False
+) -> list[Path]:
+    """Write a model whole or not at all, and return the files that it consists of.
 
     The bytes go to ``.NAME.partial`` beside the target (one name, so that killed runs leave at most one such file),
-    are flushed to disk and moved into place. External weights go to ``NAME.data``.
+    are flushed to disk and moved into place. External weights go to ``NAME.data``; those that lie in files are copied
+    from file to file. The ``NAME.data`` of the model that is replaced is removed.
 
     Args:
         model: not changed.
@@ -291,17 +240,61 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, inputs: Sequence[Path
         refuse_overwrite(file, inputs)
     partial, partial_data = path.with_name(f".{path.name}.partial"), path.with_name(f".{data.name}.partial")
     try:
+        stale = data if data in _named_by(path) else None
+        placed: Mapping[int, ir.TensorProtocol] = {}
         if external or weight_bytes(model) > EMBED_LIMIT_BYTES:
-            _save_external(model, path, data, partial, partial_data)
+            placed = write_weights(model, partial_data, data.name, path.parent)
+            partial.write_bytes(_with_weights(model, placed).SerializeToString(deterministic=True))
+            _flush(partial)
+            if placed:
+                _flush(partial_data)
+                path.unlink(missing_ok=True)  # an old model must never stand beside new weights
+                os.replace(partial_data, data)
+                stale = None
         else:
             partial.write_bytes(serialize(_embedded(model)).SerializeToString(deterministic=True))
             _flush(partial)
-            os.replace(partial, path)
+        os.replace(partial, path)
+        if stale is not None:
+            stale.unlink(missing_ok=True)  # weights of the model that was just replaced
+        return [path, data] if placed else [path]
     except OSError as err:
         raise UserError(f"{path}: cannot be written: {first_line(err)}") from err
     finally:
         for leftover in (partial, partial_data):
             _remove(leftover)
+
+
+def _named_by(path: Path) -> list[Path]:
+    """Return the files of the model at a path; none where there is no model."""
+    if not path.is_file():
+        return []
+    try:
+        return model_files(path)
+    except (DecodeError, OSError, ValueError, json_format.Error, text_format.ParseError, onnx.parser.ParseError):
+        return []
+
+
+def _with_weights(model: ir.Model, placed: Mapping[int, ir.TensorProtocol]) -> onnx.ModelProto:
+    """Return the protobuf of a model with other tensors in place of some, given by ``id``; all others are embedded."""
+    copy = model.clone()
+    for graph in graphs_of(copy):
+        for value in graph.initializers.values():
+            value.const_value = placed.get(id(value.const_value), value.const_value)
+            if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes < MIN_BYTES:
+                value.const_value = _read_in(value.const_value)
+    return serialize(copy)
+
+
+def _read_in(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """Return a tensor whose bytes are in memory."""
+    return ir.Tensor(
+        np.array(tensor.numpy()),
+        dtype=tensor.dtype,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -324,23 +317,6 @@ def write_whole(path: Path, data: bytes) -> None:
 def _remove(file: Path) -> None:
     with contextlib.suppress(OSError):  # it may lie where nothing can be written; that was said before
         file.unlink()
-
-
-def _save_external(model: ir.Model, path: Path, data: Path, partial: Path, partial_data: Path) -> None:
-    copy = model.clone()
-    ir.save(copy, partial, external_data=partial_data.name, size_threshold_bytes=1024)
-    proto = onnx.load(partial, load_external_data=False)
-    for tensor in onnx.external_data_helper._get_all_tensors(proto):
-        for entry in tensor.external_data:
-            if entry.key == "location" and entry.value == partial_data.name:
-                entry.value = data.name
-    partial.write_bytes(proto.SerializeToString(deterministic=True))
-    _flush(partial)
-    if partial_data.exists():
-        _flush(partial_data)
-        path.unlink(missing_ok=True)  # an old model must never stand beside new weights
-        os.replace(partial_data, data)
-    os.replace(partial, path)
 
 
 def data_file(path: Path) -> Path:
@@ -393,7 +369,8 @@ def runnable_bytes(model: ir.Model | onnx.ModelProto | Path) -> Iterator[bytes |
         yield serialize(_embedded(model)).SerializeToString()
     else:
         with scratch_directory() as folder:
-            ir.save(model.clone(), folder / "model.onnx", external_data="model.data", size_threshold_bytes=1024)
+            placed = write_weights(model, folder / "model.data", "model.data", folder)
+            (folder / "model.onnx").write_bytes(_with_weights(model, placed).SerializeToString())
             yield str(folder / "model.onnx")
 
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from onnxedge.errors import one_line, shortened
 from onnxedge.passes import Note
 from onnxedge.report.records import PassRecord, Report
-from onnxedge.report.text import one_line, plural, shortened
+from onnxedge.report.text import plural
 
 MAX_PLACES = 8  #: nodes that are named for one reason; the report has all of them
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from html import escape
 
+from onnxedge.errors import one_line
 from onnxedge.passes import Note, grouped_reasons
 from onnxedge.report.records import PassRecord, Report
 from onnxedge.report.terminal import rows, unmeasured, verification_text
-from onnxedge.report.text import bytes_text, count_text, one_line, plural, seconds_text
+from onnxedge.report.text import bytes_text, count_text, plural, seconds_text
 
 MAX_PLACES = 200  #: nodes listed under one reason; the JSON report has all
 

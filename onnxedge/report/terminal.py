@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnxedge.errors import one_line, shortened
 from onnxedge.passes import grouped_reasons
 from onnxedge.report.records import Fidelity, Measure, PassRecord, Report, Speed
 from onnxedge.report.text import (
@@ -20,11 +21,9 @@ from onnxedge.report.text import (
     change_text,
     count_text,
     milliseconds_text,
-    one_line,
     percent_text,
     plural,
     seconds_text,
-    shortened,
 )
 
 MAX_REASONS = 12  #: lines of what was left alone

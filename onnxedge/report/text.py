@@ -1,19 +1,10 @@
-"""Numbers and names as people read them; nothing is imported, so that errors print at once."""
+"""Numbers as people read them; nothing heavy is imported, so that errors print at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-
-def one_line(text: str) -> str:
-    """Return text with line breaks and control characters escaped, so that it prints as one harmless line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def shortened(text: str, limit: int) -> str:
-    """Return one line of at most ``limit`` characters, cut with ``…`` where it was longer."""
-    line = one_line(text)
-    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+from onnxedge.errors import one_line
 
 
 def bytes_text(count: float) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxedge.api import Context, Pass, Result, graphs_of, is_standard, operator, remove_node, replace_uses
+from onnxedge.api import Context, Pass, Result, graphs_of, is_standard, move_uses, operator, remove_node, replace_uses
+
+_SAMPLE_BYTES = 1024  #: initializers of more bytes are told apart by their first elements where these differ
+_SAMPLED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,8 @@ class CommonSubexpressions(Pass):
     After:  ``a = Shape(x); y = Concat(a, a)``
 
     Left alone: random operators, nodes with subgraphs, other domains (a custom operator may keep state), nodes of
-    different graphs, two exported outputs; initializers that a caller may override.
+    different graphs, two exported outputs; initializers that a caller may override, or that BatchNormalization updates
+    in training mode.
     Two nodes are equal when operator, attributes, number of outputs and inputs by position are; an empty optional
     input counts as a position: ``Clip(x, "", c)`` is not ``Clip(x, c, "")``.
     accuracy: exact. Source: own.
@@ -41,21 +45,49 @@ class CommonSubexpressions(Pass):
         alike: defaultdict[Hashable, list[ir.Value]] = defaultdict(list)
         for value in graph.initializers.values():
             tensor = value.const_value
-            if tensor is None or value.is_graph_input() or value.is_graph_output():
+            if tensor is None or value.is_graph_input() or value.is_graph_output() or _is_updated(value):
                 continue
             if tensor.dtype != ir.DataType.STRING and tensor.nbytes <= self.max_constant_bytes:
                 alike[tensor.dtype, tuple(tensor.shape)].append(value)
         merged = 0
         for values in alike.values():
-            first: dict[bytes, ir.Value] = {}
-            for value in values if len(values) > 1 else ():
-                assert value.const_value is not None
-                keeper = first.setdefault(hashlib.sha256(value.const_value.tobytes()).digest(), value)
-                if keeper is not value:
-                    value.replace_all_uses_with(keeper)
-                    del graph.initializers[value.name or ""]
-                    merged += 1
+            for group in _by_key(values, _sample):
+                for first, *equal in _by_key(group, _digest):
+                    for value in equal:
+                        move_uses(value, first)
+                        del graph.initializers[value.name or ""]
+                    merged += len(equal)
         return merged
+
+
+def _is_updated(value: ir.Value) -> bool:
+    """Tell whether a node may write into a value: in training ONNX Runtime updates mean and variance in place."""
+    return any(
+        use.idx in (3, 4) and use.node.op_type == "BatchNormalization" and len(use.node.outputs) > 1
+        for use in value.uses()
+    )
+
+
+def _by_key(values: Sequence[ir.Value], key: Callable[[ir.TensorProtocol], bytes]) -> Iterable[list[ir.Value]]:
+    """Return the values of equal keys, in order; a single value's tensor is not looked at."""
+    if len(values) < 2:
+        return [list(values)]
+    groups: defaultdict[bytes, list[ir.Value]] = defaultdict(list)
+    for value in values:
+        assert value.const_value is not None
+        groups[key(value.const_value)].append(value)
+    return groups.values()
+
+
+def _sample(tensor: ir.TensorProtocol) -> bytes:
+    """Return the first elements: those of weights differ, so that few are read whole."""
+    if tensor.dtype == ir.DataType.STRING or tensor.nbytes <= _SAMPLE_BYTES:
+        return b""
+    return tensor.numpy().reshape(-1)[:_SAMPLED].tobytes()
+
+
+def _digest(tensor: ir.TensorProtocol) -> bytes:
+    return hashlib.sha256(tensor.tobytes()).digest()
 
 
 def is_random(node: ir.Node) -> bool:
@@ -82,7 +114,7 @@ def _merge_nodes(graph: ir.Graph) -> int:
 
 def _can_stand_in(twin: ir.Node, node: ir.Node, graph: ir.Graph) -> bool:
     for mine, other in zip(node.outputs, twin.outputs, strict=True):
-        if bool(mine.name) != bool(other.name):
+        if bool(mine.name) != bool(other.name) or _is_updated(mine) or _is_updated(other):
             return False
         if mine.is_graph_output() and (other.is_graph_output() or sum(v is mine for v in graph.outputs) > 1):
             return False

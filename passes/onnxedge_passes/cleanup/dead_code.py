@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
-from onnxedge.api import Context, Pass, Result, graphs_of
+from onnxedge.api import Context, Pass, Result, graphs_of, release_captured, subgraphs, use_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +27,22 @@ class DeadCode(Pass):
     def run(self, model: ir.Model, context: Context) -> Result:
         """Remove dead nodes first, then the initializers and functions that only they needed."""
         before = _size(model)
-        RemoveUnusedNodesPass()(model)
+        _remove_nodes(model)
         for graph in graphs_of(model):
             for value in list(graph.initializers.values()):
-                if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                if not (use_count(value) or value.is_graph_output() or value.is_graph_input()):
                     del graph.initializers[value.name or ""]
         RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         return Result(rewrites=before - _size(model))
+
+
+def _remove_nodes(model: ir.Model) -> None:
+    """Remove dead nodes; where one with subgraphs goes, what only they read is dead, too."""
+    while True:
+        control = [node for graph in graphs_of(model) for node in graph if any(subgraphs(node))]
+        RemoveUnusedNodesPass()(model)
+        if not [value for node in control if node.graph is None for value in release_captured(node)]:
+            return
 
 
 def _size(model: ir.Model) -> int:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Array, Context, bypass, constant
+from onnxedge.api import Array, Context, bypass, constant, is_standard
 from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, node_opset, output_used
 
 
@@ -21,8 +21,10 @@ class EliminateIdentity(Rule):
     After:  ``y = Relu(x)``
 
     Matched: Identity, Dropout at inference, Cast to the same type, Reshape, Expand and Flatten to the same shape,
-    Transpose in order, Pad by nothing, Slice of everything, Tile once, Concat, Sum, Max, Min and Mean of one, Mul and
-    Div by 1, Sub of 0, Add of -0.0 or of an integer 0.
+    Transpose in order, Pad by nothing, Slice and Gather of everything, Tile once, Resize by 1, Concat, Split, Sum and
+    Mean of one, Max, Min, And and Or of one value, Mul and Div by 1, Pow of 1, Sub of 0, Add of -0.0 or of an integer
+    0, And, Or, Xor, BitwiseAnd, BitwiseOr and BitwiseXor with what changes nothing, BitShift by 0, Where that always
+    takes one side, and Abs, Ceil, Floor, Relu, Round and Sign of their own kind.
     Left alone: Add of +0.0 (``-0.0 + 0.0`` is ``0.0``), constants that change the shape by broadcast, a node between a
     graph input or initializer and a graph output.
     accuracy: exact. Source: own.
@@ -31,7 +33,9 @@ class EliminateIdentity(Rule):
     name: ClassVar[str] = "eliminate-identity"
     roots: ClassVar[tuple[str, ...]] = (
         "Identity", "Dropout", "Cast", "Reshape", "Expand", "Flatten", "Transpose", "Pad", "Slice", "Tile", "Concat",
-        "Sum", "Max", "Min", "Mean", "Mul", "Div", "Add", "Sub",
+        "Sum", "Max", "Min", "Mean", "Mul", "Div", "Add", "Sub", "Pow", "And", "Or", "Xor", "BitwiseAnd", "BitwiseOr",
+        "BitwiseXor", "BitShift", "Where", "Split", "Gather", "Resize", "Upsample", "Abs", "Ceil", "Floor", "Relu",
+        "Round", "Sign",
     )  # fmt: skip
 
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
@@ -54,6 +58,20 @@ def _first(node: ir.Node) -> Answer:
 
 def _single(node: ir.Node) -> Answer:
     return 0 if len(node.inputs) == 1 else None
+
+
+def _alike(node: ir.Node) -> Answer:
+    """Answer for an operator that gives back a value that is all of its inputs."""
+    return 0 if node.inputs[0] is not None and all(value is node.inputs[0] for value in node.inputs) else None
+
+
+def _one_part(node: ir.Node) -> Answer:
+    return 0 if len(node.outputs) == 1 and node_opset(node) >= 2 else None
+
+
+def _repeated(node: ir.Node) -> Answer:
+    before = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return 0 if before is not None and before.op_type == node.op_type and is_standard(before) else None
 
 
 def _dropout(node: ir.Node) -> Answer:
@@ -152,6 +170,47 @@ def _slice(node: ir.Node) -> Answer:
     return 0
 
 
+def _gather(node: ir.Node) -> Answer:
+    data, indices = node.inputs[0], constant(input_at(node, 1))
+    if data is None or data.shape is None or indices is None or indices.ndim != 1:
+        return None
+    axis = node.attributes.get_int("axis", 0)
+    size = data.shape[axis] if -len(data.shape) <= axis < len(data.shape) else None
+    return 0 if isinstance(size, int) and np.array_equal(indices, np.arange(size)) else None
+
+
+def _resize(node: ir.Node) -> Answer:
+    version = node_opset(node)
+    scales = constant(input_at(node, 2 if version >= 11 else 1)) if version >= 9 else None
+    if scales is None or scales.size == 0 or (scales != 1).any() or node.attributes.get_int("antialias", 0):
+        return None
+    mode = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    return 0 if mode != "tf_crop_and_resize" and input_at(node, 3) is None else None
+
+
+def _where(node: ir.Node) -> Answer:
+    condition, left, right = node.inputs[:3]
+    if left is None or right is None or condition is None:
+        return None
+    if left is right:
+        return 1 if _fits_in(condition, left) else None
+    flag = constant(condition)
+    if flag is None or flag.size == 0 or not (flag.all() or not flag.any()):
+        return None
+    side = 1 if flag.all() else 2
+    taken, other = (left, right) if side == 1 else (right, left)
+    return side if _keeps_shape(flag, taken) and _fits_in(other, taken) else None
+
+
+def _fits_in(operand: ir.Value, data: ir.Value) -> bool:
+    """Tell whether broadcasting an operand against data gives the shape of the data."""
+    if operand.shape is None or data.shape is None or len(operand.shape) > len(data.shape):
+        return False
+    tail = list(data.shape)[len(data.shape) - len(operand.shape) :]
+    pairs = zip(operand.shape, tail, strict=True)
+    return all(mine == 1 or (mine == have and isinstance(have, int)) for mine, have in pairs)
+
+
 def _keeps_shape(operand: Array, data: ir.Value) -> bool:
     """Tell whether ``data (op) operand`` has the shape of ``data`` whatever its dynamic dimensions are."""
     if operand.ndim == 0:
@@ -181,15 +240,6 @@ def _all_plus_zero(operand: Array) -> bool:
     return not operand.any() and not (operand.dtype.kind == "f" and np.signbit(operand).any())
 
 
-def _mul(node: ir.Node) -> Answer:
-    right = _neutral_operand(node, 1, _all_one)
-    return right if right is not None else _neutral_operand(node, 0, _all_one)
-
-
-def _div(node: ir.Node) -> Answer:
-    return _neutral_operand(node, 1, _all_one)
-
-
 def _sub(node: ir.Node) -> Answer:
     return _neutral_operand(node, 1, _all_plus_zero)
 
@@ -206,6 +256,27 @@ def _add(node: ir.Node) -> Answer:
     return None
 
 
+def _all_ones_bits(operand: Array) -> bool:
+    return operand.dtype.kind in "iu" and bool((operand == np.array(-1).astype(operand.dtype)).all())
+
+
+def _second(is_neutral: Callable[[Array], bool]) -> Callable[[ir.Node], Answer]:
+    return lambda node: _neutral_operand(node, 1, is_neutral)
+
+
+def _either(is_neutral: Callable[[Array], bool]) -> Callable[[ir.Node], Answer]:
+    def answer(node: ir.Node) -> Answer:
+        right = _neutral_operand(node, 1, is_neutral)
+        return right if right is not None else _neutral_operand(node, 0, is_neutral)
+
+    return answer
+
+
+def _logical(is_neutral: Callable[[Array], bool]) -> Callable[[ir.Node], Answer]:
+    either = _either(is_neutral)
+    return lambda node: found if (found := _alike(node)) is not None else either(node)
+
+
 _NEUTRAL: Mapping[str, Callable[[ir.Node], Answer]] = {
     "Identity": _first,
     "Dropout": _dropout,
@@ -219,11 +290,25 @@ _NEUTRAL: Mapping[str, Callable[[ir.Node], Answer]] = {
     "Tile": _tile,
     "Concat": _single,
     "Sum": _single,
-    "Max": _single,
-    "Min": _single,
+    "Max": _alike,
+    "Min": _alike,
     "Mean": _single,
-    "Mul": _mul,
-    "Div": _div,
+    "Mul": _either(_all_one),
+    "Div": _second(_all_one),
+    "Pow": _second(_all_one),
+    "And": _logical(_all_one),
+    "Or": _logical(_all_zero),
+    "Xor": _either(_all_zero),
+    "BitwiseAnd": _logical(_all_ones_bits),
+    "BitwiseOr": _logical(_all_zero),
+    "BitwiseXor": _either(_all_zero),
+    "BitShift": _second(_all_zero),
+    "Where": _where,
+    "Split": _one_part,
+    "Gather": _gather,
+    "Resize": _resize,
+    "Upsample": _resize,
+    **dict.fromkeys(("Abs", "Ceil", "Floor", "Relu", "Round", "Sign"), _repeated),
     "Add": _add,
     "Sub": _sub,
 }

@@ -9,12 +9,34 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxedge.api import Context, Pass, Result
+from onnxedge_passes.cleanup.cancel_pairs import CancelPairs
+from onnxedge_passes.cleanup.cancel_views import CancelViews
 from onnxedge_passes.cleanup.common_subexpressions import CommonSubexpressions
 from onnxedge_passes.cleanup.dead_code import DeadCode
 from onnxedge_passes.cleanup.eliminate_identity import EliminateIdentity
 from onnxedge_passes.cleanup.fold_constants import FoldConstants
+from onnxedge_passes.cleanup.freeze_initializers import FreezeInitializers, are_fixed, freeze
+from onnxedge_passes.cleanup.inline_if import InlineIf
+from onnxedge_passes.cleanup.inline_loop import InlineLoop
+from onnxedge_passes.cleanup.merge_casts import MergeCasts
+from onnxedge_passes.cleanup.merge_concats import MergeConcats
+from onnxedge_passes.cleanup.merge_reductions import MergeReductions
+from onnxedge_passes.cleanup.merge_slices import MergeSlices
+from onnxedge_passes.cleanup.merge_views import MergeViews
+from onnxedge_passes.cleanup.worklist import Rule, apply_rules
 
 _MAX_ROUNDS = 8
+
+RULES: tuple[Rule, ...] = (
+    EliminateIdentity(),
+    CancelPairs(),
+    MergeCasts(),
+    MergeViews(),
+    CancelViews(),
+    MergeReductions(),
+    MergeSlices(),
+    MergeConcats(),
+)  #: exact rules; where several match at one node the first in this order is applied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +46,8 @@ class Fold(Pass):
     Before: an exporter's graph with its shape arithmetic, Identity nodes and Constant nodes
     After:  the same graph with what does not depend on the inputs computed
 
-    Left alone: see ``fold-constants``, ``eliminate-identity``, ``common-subexpressions`` and ``dead-code``.
+    Left alone: see ``fold-constants``, ``inline-if``, ``inline-loop``, ``common-subexpressions``, ``dead-code`` and the
+    rules, each a pass of its own: ``eliminate-identity``, ``cancel-pairs`` and the ``merge-`` ones.
     accuracy: exact. Source: own.
     """
 
@@ -34,21 +57,27 @@ class Fold(Pass):
     dequantize: bool = False  #: fold DequantizeLinear of constants too: larger, float weights
 
     def run(self, model: ir.Model, context: Context) -> Result:
-        """Run the four passes in turn until a round changes nothing."""
+        """Run the passes in turn until a round changes nothing."""
         passes = (
             DeadCode(),
             FoldConstants(
                 max_constant_bytes=self.max_constant_bytes, max_growth=self.max_growth, dequantize=self.dequantize
             ),
-            EliminateIdentity(),
+            InlineIf(),
+            InlineLoop(),
             CommonSubexpressions(),
         )
         counts: Counter[str] = Counter()
+        if are_fixed(model, context):
+            counts[FreezeInitializers.name] = freeze(model)
+        said = len(context.notes)
         for _ in range(_MAX_ROUNDS):
+            context.forget_notes(said)  # of the round before: what was left alone then may be gone now
             before = counts.total()
             for step in passes:
                 with context.speaking(step.name):
                     counts[step.name] += step.run(model, context).rewrites
+            counts.update(apply_rules(model, RULES, context).figures)
             if counts.total() == before:
                 break
         summary = ", ".join(f"{name} {count}" for name, count in counts.items() if count)

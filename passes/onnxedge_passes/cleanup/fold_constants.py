@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,16 +23,22 @@ from onnxedge.api import (
     graphs_of,
     is_standard,
     operator,
+    replace_uses,
     scope_of,
     set_constant,
+    subgraphs,
     unique_name,
     weight_bytes,
 )
 from onnxedge_passes.cleanup.common_subexpressions import is_random
-from onnxedge_passes.cleanup.evaluate import evaluate
+from onnxedge_passes.cleanup.evaluate import Evaluator
 from onnxedge_passes.cleanup.inference import Types, tensor_dims
-from onnxedge_passes.cleanup.known import Dim, propagate
-from onnxedge_passes.cleanup.worklist import input_at, retire
+from onnxedge_passes.cleanup.isolated import Isolated
+from onnxedge_passes.cleanup.known import INTEGERS, fits, propagate
+from onnxedge_passes.cleanup.sizes import Sizes, broadcast
+from onnxedge_passes.cleanup.splice import captured
+from onnxedge_passes.cleanup.symbolic import Expr, Item
+from onnxedge_passes.cleanup.worklist import input_at, node_opset, retire
 
 _BUDGET = "onnxedge.fold_budget"  #: key in the model's metadata of this process
 _FLOOR_BYTES = 2 << 10  #: growth that is allowed to the smallest model
@@ -37,6 +46,15 @@ _BATCH_BYTES = 64 << 20  #: results that one session computes
 _MAX_WORK = 1e11  #: multiplications, by the product of output and largest input, that folding one node may take
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _KINDS = "FLOAT DOUBLE FLOAT16 INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 BOOL"
+_LINEAR = frozenset({"elementwise", "movement", "shape", "source"})  #: kinds that look at each element once
+_TIE_BYTES = 1 << 10  #: constants up to this size are read by nodes that have nothing to do with one another
+_TEXT = frozenset({"RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"})
+#: Operators that give the same bits whether an operand is expanded or broadcast.
+_BROADCASTING = frozenset(
+    {"Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mul", "Or", "Sub"}
+    | {"Where", "Xor"}
+)
+_LAST = 2**31 - 1  #: end of a Slice that means "to the last", for both integer types
 _PLAIN = frozenset(kind for kind in ir.DataType if kind.name in _KINDS.split(" "))  #: what numpy and the runtime share
 
 
@@ -47,12 +65,13 @@ class FoldConstants(Pass):
     Before: ``s = Shape(x); n = Gather(s, 1); y = Reshape(x, Concat(-1, n))`` with ``x: float[N, 64, 1, 1]``
     After:  ``y = Reshape(x, [-1, 64])``
 
-    Shapes are inferred on the way. Nodes are evaluated by ONNX Runtime with no optimization, after their size is known.
+    Shapes are inferred on the way. Nodes are evaluated by ONNX Runtime with no optimization, after their size is known;
+    those that may crash, or take long or much memory, in a process of their own under a limit of memory and time.
     Of a Reshape's computed shape that keeps dynamic dimensions, those become ``0`` (copied) or ``-1`` where that means
     the same. Constant nodes become initializers. Subgraphs and local functions are visited.
     Left alone: results that may be larger than the bounds, random operators, nodes with subgraphs, other domains,
-    division of integers by 0 or -1, exported values, DequantizeLinear (weights kept small), values that a caller may
-    override.
+    integer division by 0, operators on text, exported values, DequantizeLinear (weights kept small), values that a
+    caller may override.
     accuracy: exact. Source: own.
     """
 
@@ -60,6 +79,8 @@ class FoldConstants(Pass):
     max_constant_bytes: int = 1 << 20  #: a node that needs more bytes than this beyond what it frees is not folded
     max_growth: float = 0.1  #: share of the model's weight bytes that all folding together may add
     dequantize: bool = False  #: fold DequantizeLinear of constants too: larger, float weights
+    max_memory_bytes: int = 1 << 30  #: memory that computing constants may take, beyond the constants themselves
+    max_seconds: float = 10.0  #: time that computing constants may take at once
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Fold graph by graph, outer graphs first."""
@@ -67,30 +88,58 @@ class FoldConstants(Pass):
         if budget is None:
             budget = max(int(self.max_growth * weight_bytes(model)), _FLOOR_BYTES)
         rewrites = 0
+        nests: dict[int, _Knowledge] = {}
         for graph in list(graphs_of(model)):
-            folding = _Folding(self, graph, model, context, budget)
+            scope = scope_of(graph)
+            knowledge = nests.setdefault(id(scope), _Knowledge(model, graph))
+            folding = _Folding(self, graph, model, context, budget, knowledge)
             rewrites += folding.run()
             budget = folding.budget
         model.meta[_BUDGET] = budget
         return Result(rewrites=rewrites)
 
 
+class _Knowledge:
+    """What is known of the values of a graph and of the graphs inside it, which read them too."""
+
+    def __init__(self, model: ir.Model, graph: ir.Graph) -> None:
+        imports = scope_of(graph).opset_imports
+        self.opset = imports.get("", imports.get("ai.onnx", 0))
+        self.arrays: dict[int, Array] = {}  #: folded values, by ``id``, that do not stand in the graph yet
+        self.folded: dict[int, ir.Node] = {}  #: their nodes, held so that no other value takes over an ``id``
+        self.elements: dict[ir.Value, Array] = {}
+        symbols = [d.value for value in model.graph.inputs for d in value.shape or () if isinstance(d, ir.SymbolicDim)]
+        own = {name for name in symbols if symbols.count(name) == 1}
+        self.types = Types(self.opset, lambda value: self.arrays.get(id(value)))
+        self.sizes = Sizes(self.types, own.__contains__ if graph is model.graph else lambda name: False)
+
+
 class _Folding:
     """One graph on its way: ``arrays`` of folded values that do not stand in the graph yet, ``pending`` nodes."""
 
-    def __init__(self, options: FoldConstants, graph: ir.Graph, model: ir.Model, context: Context, budget: int) -> None:
+    def __init__(
+        self,
+        options: FoldConstants,
+        graph: ir.Graph,
+        model: ir.Model,
+        context: Context,
+        budget: int,
+        knowledge: _Knowledge,
+    ) -> None:
         self.options, self.graph, self.model, self.context, self.budget = options, graph, model, context, budget
-        imports = scope_of(graph).opset_imports
-        self.opset = imports.get("", imports.get("ai.onnx", 0))
-        self.arrays: dict[int, Array] = {}
+        self.opset, self.arrays, self.elements = knowledge.opset, knowledge.arrays, knowledge.elements
+        self.types, self.sizes = knowledge.types, knowledge.sizes
+        self.held = knowledge.folded
+        self.evaluator = Evaluator(opset=self.opset, ir_version=model.ir_version, isolated=self._isolated)
         self.folded: dict[int, ir.Node] = {}
+        #: nodes that the runtime could not compute, and why: not tried again in the next round
+        self.refused: dict[ir.Node, str] = context.analysis("fold-constants refused", dict)
+        self.shared: set[ir.Value] = set()  #: values with several readers, or of another graph
+        self.deferred: dict[int, ir.Node] = {}  #: nodes that alone would add too much; together they may not
         self.pending: list[ir.Node] = []
         self.pending_bytes = 0
-        self.elements: dict[ir.Value, Array] = {}
-        self.types = Types(self.opset, lambda value: self.arrays.get(id(value)))
+        self.computed: dict[Hashable, ir.Value] = {}  #: integers that are known in part, and the value that has them
         self.rewrites = 0
-        symbols = [d.value for value in model.graph.inputs for d in value.shape or () if isinstance(d, ir.SymbolicDim)]
-        self.ambiguous = {name for name in symbols if name is None or symbols.count(name) > 1}
 
     def run(self) -> int:
         is_main = self.graph is self.model.graph
@@ -105,6 +154,7 @@ class _Folding:
                 self._visit(node)
             else:
                 self.types.infer(node)
+        self._fold_together()
         self._flush()
         self._place()
         return self.rewrites
@@ -131,17 +181,55 @@ class _Folding:
         if any(value is not None and self._is_small_pending(value) for value in node.inputs):
             self._flush()
         exported = any(value.is_graph_output() for value in node.outputs)
-        found = propagate(node, self._elements, self.types.dims, lambda name: name not in self.ambiguous)
-        if node.op_type == "Reshape":
-            self._settle_reshape(node)
+        found = propagate(node, self._elements, self.sizes.of)
+        self._settle_operand(node)
         self.types.infer(node)
-        if found is not None and not exported:
-            self.elements[node.outputs[0]] = found
-            if not any(isinstance(item, Dim) for item in found.ravel()) and self._settle(node, found):
-                return
+        self.sizes.infer(node, self._elements)
+        for value in node.outputs:
+            self._refine(value)
+        self._skip_expands(node)
+        if self._is_same_view(node) and replace_uses(node.outputs[0], node.inputs[0]):  # type: ignore[arg-type]
+            retire(node)
+            self.rewrites += 1
+            return
+        if any(array is not None for array in found) and self._note(node, found, exported):
+            return
         if not exported and self._is_foldable(node):
             self.pending.append(node)
-            self.folded[id(node)] = node
+            self.folded[id(node)] = self.held[id(node)] = node
+
+    def _skip_expands(self, node: ir.Node) -> None:
+        """Let an operator that broadcasts read what was expanded for it, where its result keeps its shape."""
+        result = self.sizes.of(node.outputs[0]) if node.op_type in _BROADCASTING and node_opset(node) >= 7 else None
+        for index, value in enumerate(node.inputs) if result is not None else ():
+            expand = value.producer() if value is not None else None
+            if expand is None or expand.op_type != "Expand" or not is_standard(expand) or expand.inputs[0] is None:
+                continue
+            rows = [self.sizes.of(v) for i, v in enumerate(node.inputs) if v is not None and i != index]
+            rows.append(self.sizes.of(expand.inputs[0]))
+            known = [row for row in rows if row is not None]
+            if expand.graph is node.graph and len(known) == len(rows) and broadcast(known, node.outputs[0]) == result:
+                node.replace_input_with(index, expand.inputs[0])
+                retire(expand)
+                self.rewrites += 1
+
+    def _refine(self, value: ir.Value) -> None:
+        """Tell the types what is known of the sizes: numbers, and dimensions with a name."""
+        row = self.sizes.of(value)
+        if row is not None and not all(isinstance(d, int) for d in self.types.dims(value) or (None,)):
+            self.types.refine(value, [item.name() if isinstance(item, Expr) else item for item in row])
+
+    def _is_same_view(self, node: ir.Node) -> bool:
+        """Tell whether a node that keeps the order of the elements keeps the shape too, dynamic dimensions included."""
+        if node.op_type not in ("Reshape", "Expand", "Flatten", "Tile", "Slice") or node.inputs[0] is None:
+            return False
+        row = self.sizes.of(node.outputs[0])
+        if row is None or row != self.sizes.of(node.inputs[0]) or self._is_known(node.inputs[0]):
+            return False  # of a constant it is folded, or exported, and then the constant must not become the output
+        if node.op_type != "Slice" or input_at(node, 4) is None:
+            return True
+        steps = self._elements(node.inputs[4])  # type: ignore[arg-type]
+        return steps is not None and all(isinstance(step, int) and step > 0 for step in steps.ravel())
 
     def _elements(self, value: ir.Value) -> Array | None:
         if value in self.elements:
@@ -149,47 +237,66 @@ class _Folding:
         array = self.arrays.get(id(value))
         if array is None:
             tensor = constant_tensor(value)
-            if tensor is None or tensor.dtype not in (ir.DataType.INT64, ir.DataType.INT32) or tensor.nbytes > 512:
+            if tensor is None or tensor.dtype not in INTEGERS or tensor.nbytes > 512:
                 return None
             array = tensor.numpy()
-        return array.astype(object) if array.dtype.kind == "i" else None
+        return array.astype(object) if array.dtype.kind in "ib" else None
 
-    def _settle(self, node: ir.Node, found: Array) -> bool:
-        """Note the value of a node whose elements are all known; False where they do not fit its type."""
-        kind = self.types.of(node.outputs[0])
-        if kind is None or kind.elem_type not in (ir.DataType.INT64, ir.DataType.INT32):
+    def _note(self, node: ir.Node, found: list[Array | None], exported: bool) -> bool:
+        """Take over the integers that are known of a node's outputs; True where the node need not be looked at more."""
+        settled = True
+        for value, array in zip(node.outputs, found, strict=False):
+            kind = self.types.of(value)
+            dtype = ir.DataType(kind.elem_type) if kind is not None else None
+            if array is None or dtype not in INTEGERS or not fits(array, dtype):
+                settled = False
+                continue
+            self.elements[value] = array
+            if any(isinstance(item, Expr) for item in array.ravel()):
+                settled = False
+            elif not exported:
+                self.arrays[id(value)] = array.astype(dtype.numpy())
+        if settled and not exported and len(found) == len(node.outputs):
+            self.folded[id(node)] = self.held[id(node)] = node
+            return True
+        return len(node.outputs) == 1 and node.outputs[0] in self.elements and self._is_repeated(node)
+
+    def _is_repeated(self, node: ir.Node) -> bool:
+        """Let the readers of integers that another node computes already read those; False where none does."""
+        value = node.outputs[0]
+        kind, array = self.types.of(value), self.elements[value]
+        assert kind is not None
+        if not any(isinstance(item, Expr) for item in array.ravel()):
             return False
-        dtype = ir.DataType(kind.elem_type).numpy()
-        limits = np.iinfo(dtype)
-        if any(not limits.min <= item <= limits.max for item in found.ravel()):
+        key = kind.elem_type, array.shape, tuple(array.ravel().tolist())
+        twin = self.computed.get(key)
+        producer = twin.producer() if twin is not None else None
+        if twin is None or producer is None or producer.graph is not node.graph:
+            self.computed[key] = value
             return False
-        self.arrays[id(node.outputs[0])] = found.astype(dtype)
-        self.folded[id(node)] = node
+        if not replace_uses(value, twin):
+            return False
+        retire(node)
+        self.rewrites += 1
         return True
 
-    def _settle_reshape(self, node: ir.Node) -> None:
-        """Write the computed shape of a Reshape as a constant where its dynamic dimensions can be said by 0 and -1."""
-        data, shape = input_at(node, 0), input_at(node, 1)
-        found = self.elements.get(shape) if shape is not None else None
-        if data is None or found is None or found.ndim != 1 or node.attributes.get_int("allowzero", 0) != 0:
+    def _settle_operand(self, node: ir.Node) -> None:
+        """Write a computed shape as a constant where its dynamic dimensions can be said in another way."""
+        rule = {"Reshape": _reshape_target, "Expand": _expand_target, "Slice": _slice_ends}.get(node.op_type)
+        index = 2 if node.op_type == "Slice" else 1
+        operand = input_at(node, index)
+        if rule is None or operand is None or not node.inputs or node.inputs[0] is None:
             return
-        have = self.types.dims(data) or []
-        target: list[int | None] = []
-        for axis, item in enumerate(found.tolist()):
-            if isinstance(item, int):
-                if item == 0 and not (axis < len(have) and have[axis] == 0):
-                    return  # a zero that was computed copies a dimension: left to the runtime
-                target.append(item)
-            else:
-                same = axis < len(have) and item in (Dim(have[axis]), Dim((id(data), axis)))
-                target.append(0 if same else None)
-        if target.count(None) == 1 and all(d is None or d > 0 for d in target):
-            target = [-1 if d is None else d for d in target]
-        if None not in target and any(isinstance(item, Dim) for item in found.tolist()):
-            assert shape is not None
-            set_constant(node, 1, np.array(target, np.int64))
-            retire(shape.producer())
-            self.rewrites += 1
+        found, sizes = self.elements.get(operand), self.sizes.of(node.inputs[0])
+        if found is None or found.ndim != 1 or not any(isinstance(item, Expr) for item in found.tolist()):
+            return
+        target = rule(node, found.tolist(), sizes or [], self._elements)
+        kind = self.types.of(operand)
+        if target is None or kind is None:
+            return
+        set_constant(node, index, np.array(target, ir.DataType(kind.elem_type).numpy()))
+        retire(operand.producer())
+        self.rewrites += 1
 
     def _is_small_pending(self, value: ir.Value) -> bool:
         """Tell whether a value waits to be computed and is an integer that shapes may depend on."""
@@ -203,14 +310,24 @@ class _Folding:
         if value is None or id(value) in self.arrays:
             return True
         producer = value.producer()
-        return (producer is not None and id(producer) in self.folded) or constant_tensor(value) is not None
+        if producer is not None and (id(producer) in self.folded or id(producer) in self.deferred):
+            return True
+        return constant_tensor(value) is not None
 
     def _is_foldable(self, node: ir.Node) -> bool:
         if not node.inputs or not all(self._is_known(value) for value in node.inputs):
             return False
         if is_random(node) or any(a.is_ref() for a in node.attributes.values()):
             return False
-        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        if node in self.refused:
+            self.context.note(node, self.refused[node])
+            return False
+        if any(subgraphs(node)):
+            if all(self._is_known(value) for value in captured(node)):
+                self.context.note(node, "not folded: constants that a subgraph computes are left to the runtime")
+            return False
+        if node.op_type in _TEXT:
+            self.context.note(node, "not folded: operators on text are left to the runtime")
             return False
         if any(value is not None and not self._is_plain(value) for value in node.inputs):
             return False
@@ -220,8 +337,8 @@ class _Folding:
         if node.op_type in _QUANTIZERS and not self.options.dequantize:
             self.context.note(node, "not folded: weights behind it stay small; fold(dequantize=true) folds them")
             return False
-        if node.op_type in ("Div", "Mod") and not self._is_safe_divisor(node.inputs[1]):
-            self.context.note(node, "not folded: integer division by 0 or -1")
+        if node.op_type in ("Div", "Mod") and not self._is_defined(node):
+            self.context.note(node, "not folded: integer division by 0, or of the least integer by -1")
             return False
         return self._fits(node)
 
@@ -239,16 +356,24 @@ class _Folding:
             return True
         return operator(node).kind in ("movement", "shape", "source") or node.op_type in ("Cast", "Identity")
 
-    def _is_safe_divisor(self, value: ir.Value | None) -> bool:
-        if value is None:
-            return True
-        kind = self.types.of(value)
+    def _is_defined(self, node: ir.Node) -> bool:
+        """Tell whether a division of integers has a result; ONNX Runtime dies of the least integer by -1."""
+        kind = self.types.of(node.inputs[1]) if node.inputs[1] is not None else None
         if kind is None or ir.DataType(kind.elem_type).is_floating_point():
             return True
-        if id(value) not in self.arrays and constant_tensor(value) is None:
+        divisor = self._array(node.inputs[1])
+        if divisor is None:
+            return False
+        if not divisor.all():
+            return False
+        data = self._array(node.inputs[0]) if divisor.dtype.kind == "i" and (divisor == -1).any() else None
+        return data is None or not (data == np.iinfo(data.dtype).min).any()
+
+    def _array(self, value: ir.Value | None) -> Array | None:
+        """Return the elements of a constant or of a value that is folded; computes what is pending if it must."""
+        if value is not None and id(value) not in self.arrays and constant_tensor(value) is None:
             self._flush()
-        array = self.arrays.get(id(value), constant(value))
-        return array is not None and not ((array == 0) | (array == -1)).any()
+        return self.arrays.get(id(value), constant(value))
 
     def _fits(self, node: ir.Node) -> bool:
         made = sum(self._result_bytes(node, value) for value in node.outputs if value.name)
@@ -257,20 +382,73 @@ class _Folding:
             return False
         read = [value for value in dict.fromkeys(node.inputs) if value is not None]
         sizes = {id(value): self._bytes(value) for value in read}
-        freed = sum(sizes[id(value)] for value in read if self._is_freed_by(value, node))
+        freed = sum(sizes[id(value)] for value in read if self._is_freed_with(value, node))
         growth = int(made) - freed if node.op_type not in _QUANTIZERS else 0  # asked for by ``dequantize``
-        if growth > min(self.options.max_constant_bytes, self.budget):
-            limit = "max_constant_bytes" if growth > self.options.max_constant_bytes else "max_growth"
-            self.context.note(node, f"not folded: it would add more bytes than {limit} allows")
+        waits = any(id(value.producer()) in self.deferred for value in read)
+        too_large = growth > min(self.options.max_constant_bytes, self.budget)
+        if too_large and made > sum(sizes.values()) + self.options.max_constant_bytes:
+            self._refuse(node, growth)
             return False
-        if made * max(sizes.values(), default=0) / 16 > _MAX_WORK:
+        if operator(node).kind not in _LINEAR and made * max(sizes.values(), default=0) / 16 > _MAX_WORK:
             self.context.note(node, "not folded: it takes too long to compute here")
             return False
-        self.budget -= max(growth, 0) if growth > 0 else 0
+        if too_large or waits:
+            self.deferred[id(node)] = self.held[id(node)] = node
+            return False
+        self.budget -= max(growth, 0)
         self.pending_bytes += int(made)
         if self.pending_bytes > _BATCH_BYTES:
             self._flush()
         return True
+
+    def _refuse(self, node: ir.Node, growth: int) -> None:
+        limit = "max_constant_bytes" if growth > self.options.max_constant_bytes else "max_growth"
+        self.context.note(node, f"not folded: it would add more bytes than {limit} allows")
+
+    def _fold_together(self) -> None:
+        """Fold deferred nodes that hang together where all of them add little: a weight cut up and put together."""
+        for group in self._groups():
+            inside = {id(node) for node in group}
+            gone = inside | self.folded.keys()
+            made = [value for node in group for value in node.outputs]
+            kept = sum(self._bytes(v) for v in made if any(id(use.node) not in gone for use in v.uses()))
+            read = dict.fromkeys(value for node in group for value in node.inputs if value is not None)
+            freed = sum(self._bytes(v) for v in read if id(v.producer()) not in inside and self._is_freed_by(v, gone))
+            total = sum(self._bytes(value) for value in made)
+            if kept - freed > min(self.options.max_constant_bytes, self.budget) or total > 8 * freed + _BATCH_BYTES:
+                for node in group:
+                    self._refuse(node, kept - freed)
+                continue
+            self.budget -= max(kept - freed, 0)
+            for node in group:
+                self.pending.append(node)
+                self.folded[id(node)] = node
+                self.pending_bytes += sum(self._bytes(value) for value in node.outputs)
+                if self.pending_bytes > _BATCH_BYTES:
+                    self._flush()
+
+    def _groups(self) -> list[list[ir.Node]]:
+        """Return the deferred nodes by what they read and make of one another; small constants tie nobody."""
+        parent = {key: key for key in self.deferred}
+
+        def root(key: int) -> int:
+            while parent[key] != key:
+                parent[key] = parent[parent[key]]
+                key = parent[key]
+            return key
+
+        first: dict[ir.Value, int] = {}
+        for key, node in self.deferred.items():
+            for value in (*node.inputs, *node.outputs):
+                if value is not None and self._ties(value):
+                    parent[root(key)] = root(first.setdefault(value, key))
+        groups: defaultdict[int, list[ir.Node]] = defaultdict(list)
+        for key, node in self.deferred.items():
+            groups[root(key)].append(node)
+        return list(groups.values())
+
+    def _ties(self, value: ir.Value) -> bool:
+        return id(value.producer()) in self.deferred or self._bytes(value) > _TIE_BYTES
 
     def _result_bytes(self, node: ir.Node, value: ir.Value) -> float:
         """Return the bytes of an output, an upper bound where they depend on data, infinity where neither is known."""
@@ -286,20 +464,33 @@ class _Folding:
         kind = self.types.static(value)
         return int(math.prod(kind[0]) * kind[1].itemsize) if kind is not None else 0
 
-    def _is_freed_by(self, value: ir.Value, node: ir.Node) -> bool:
+    def _is_freed_with(self, value: ir.Value, node: ir.Node) -> bool:
+        """Tell whether a node alone reads a value; to list its readers takes as long as there are many."""
+        if value in self.shared or self._is_freed_by(value, {id(node)}):
+            return value not in self.shared
+        self.shared.add(value)
+        return False
+
+    def _is_freed_by(self, value: ir.Value, readers: AbstractSet[int]) -> bool:
         if value.is_graph_output() or value.graph is not self.graph:
             return False
-        return all(use.node is node for use in value.uses())
+        return all(id(use.node) in readers for use in value.uses())
+
+    def _isolated(self) -> Isolated:
+        """Return the process of this pass that computes what may crash; it is started when it is first used."""
+        memory, seconds = self.options.max_memory_bytes, self.options.max_seconds
+        return self.context.analysis(f"isolated {memory} {seconds}", lambda: Isolated(memory, seconds))
 
     def _flush(self) -> None:
         """Compute what is pending."""
         nodes, self.pending, self.pending_bytes = self.pending, [], 0
-        arrays, reasons = evaluate(nodes, self.arrays, self.opset, self.model.ir_version)
+        arrays, reasons = self.evaluator.evaluate(nodes, self.arrays)
         self.arrays.update(arrays)
         for node in nodes:
             if id(node) in reasons:
                 del self.folded[id(node)]
-                self.context.note(node, f"not folded: {reasons[id(node)]}")
+                self.refused[node] = f"not folded: {reasons[id(node)]}"
+                self.context.note(node, self.refused[node])
 
     def _place(self) -> None:
         """Make initializers of the folded values that other nodes read, and remove the folded nodes."""
@@ -317,3 +508,42 @@ class _Folding:
         kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor_dims(tensor))
         new = ir.Value(name=name, const_value=tensor, type=kind, shape=shape)
         value.replace_all_uses_with(add_initializer(self.graph, new))
+
+
+Found = Callable[[ir.Value], Array | None]
+
+
+def _reshape_target(node: ir.Node, found: list[Item], sizes: list[Item], elements: Found) -> list[int] | None:
+    """Return a Reshape's shape with ``0`` for each dimension that is copied and ``-1`` for one that is not."""
+    if node.attributes.get_int("allowzero", 0):
+        return None
+    target: list[int | None] = []
+    for axis, item in enumerate(found):
+        if isinstance(item, int):
+            if item == 0 and not (axis < len(sizes) and sizes[axis] == 0):
+                return None  # a zero that was computed copies a dimension: left to the runtime
+            target.append(item)
+        else:
+            target.append(0 if axis < len(sizes) and item == sizes[axis] else None)
+    if target.count(None) == 1 and all(d is None or d > 0 for d in target):
+        target = [-1 if d is None else d for d in target]
+    return [d for d in target if d is not None] if None not in target else None
+
+
+def _expand_target(node: ir.Node, found: list[Item], sizes: list[Item], elements: Found) -> list[int] | None:
+    """Return an Expand's shape with 1 for each dimension that the data has already."""
+    aligned = [None] * (len(found) - len(sizes)) + sizes[max(len(sizes) - len(found), 0) :]
+    target = [1 if item == have else item for item, have in zip(found, aligned, strict=True)]
+    return [item for item in target if isinstance(item, int)] if all(isinstance(d, int) for d in target) else None
+
+
+def _slice_ends(node: ir.Node, found: list[Item], sizes: list[Item], elements: Found) -> list[int] | None:
+    """Return a Slice's ends with the largest number for each that is the dimension itself."""
+    axes, steps = (elements(v) if (v := input_at(node, index)) is not None else None for index in (3, 4))
+    where = axes.ravel().tolist() if axes is not None else list(range(len(found)))
+    if (axes is None and input_at(node, 3) is not None) or (steps is None and input_at(node, 4) is not None):
+        return None
+    if not sizes or any(isinstance(step, Expr) or step < 0 for step in (steps.ravel() if steps is not None else ())):
+        return None
+    ends = [_LAST if item == sizes[axis] else item for axis, item in zip(where, found, strict=True)]
+    return [item for item in ends if isinstance(item, int)] if all(isinstance(d, int) for d in ends) else None

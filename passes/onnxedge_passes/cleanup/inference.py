@@ -71,6 +71,18 @@ class Types:
         sizes = tuple(d for d in dims if isinstance(d, int))
         return (sizes, ir.DataType(kind.elem_type)) if len(sizes) == len(dims) else None
 
+    def refine(self, value: ir.Value, dims: Dims) -> None:
+        """Fill in dimensions that were found by other means; None where they are not known."""
+        kind, have = self.of(value), self.dims(value)
+        if kind is None or (have is not None and len(have) != len(dims)):
+            return
+        merged = [new if old is None else old for old, new in zip(have or dims, dims, strict=True)]
+        if merged != have:
+            proto = onnx.helper.make_tensor_type_proto(kind.elem_type, merged)
+            self._types[value] = proto
+            if not value.is_graph_output():
+                _write(value, proto.tensor_type, merged)
+
     def infer(self, node: ir.Node) -> None:
         """Infer the types of a node's outputs and write them into the graph, but for the graph's own outputs."""
         inferred = self._infer(node)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from onnxedge.api import Context, Pass, Result, graph_of, graphs_of, is_standard, remove_node, scope_of
+from onnxedge.api import (
+    Context,
+    Pass,
+    Result,
+    graph_of,
+    graphs_of,
+    insert_before,
+    is_standard,
+    remove_node,
+    replace_uses,
+    scope_of,
+    use_count,
+)
 
 MAX_ROUNDS = 32  #: a rule set that still rewrites after this many sweeps over the graph is stopped
+
+_MAX_REWRITES = 16  #: of one rule for each node of a graph in one sweep; above, it undoes its own or another's work
 
 _MANY_READERS = 64  #: readers of a value with more of them wait for the next sweep, or each rewrite would queue all
 
@@ -77,8 +91,9 @@ def _sweep(
     refusals: list[tuple[str, ir.Node, str]],
     context: Context,
 ) -> None:
-    exported = [id(value) for value in graph.outputs]
-    twice = {key for key in exported if exported.count(key) > 1} if len(set(exported)) != len(exported) else set()
+    twice = {key for key, count in Counter(id(value) for value in graph.outputs).items() if count > 1}
+    limit = _MAX_REWRITES * (len(graph) + 64)
+    most = {name: count + limit for name, count in counts.items()}
     queue = deque(node for node in reversed(graph) if node.op_type in by_root)
     queued = {id(node) for node in queue}
     while queue:
@@ -87,6 +102,9 @@ def _sweep(
         if node.graph is None or not is_standard(node) or any(id(value) in twice for value in node.outputs):
             continue
         for rule in by_root.get(node.op_type, ()):
+            if counts[rule.name] > most[rule.name]:
+                refusals.append((rule.name, node, "stopped: its rewrites do not end"))
+                continue
             outcome = rule.rewrite(node, context)
             if isinstance(outcome, Refused):
                 refusals.append((rule.name, node, outcome.reason))
@@ -101,8 +119,7 @@ def _sweep(
 def _neighbours(value: ir.Value, graph: ir.Graph) -> Iterable[ir.Node]:
     """Return the producer of a value, its readers and its sources, each once, where they stand in ``graph``."""
     producer = value.producer()
-    uses = value.uses()
-    nodes = [producer, *(use.node for use in uses)] if len(uses) <= _MANY_READERS else [producer]
+    nodes = [producer, *(use.node for use in value.uses())] if use_count(value) <= _MANY_READERS else [producer]
     if producer is not None:
         nodes += [source.producer() for source in producer.inputs if source is not None]
     here = (node for node in nodes if node is not None and node.graph is not None and graph_of(node) is graph)
@@ -114,11 +131,21 @@ def retire(*nodes: ir.Node | None) -> None:
     stack = [node for node in nodes if node is not None]
     while stack:
         node = stack.pop()
-        if node.graph is None or any(value.uses() or value.is_graph_output() for value in node.outputs):
+        if node.graph is None or any(output_used(value) for value in node.outputs):
             continue
         sources = [value.producer() for value in node.inputs if value is not None]
         remove_node(node)
         stack.extend(source for source in dict.fromkeys(sources) if source is not None)
+
+
+def replace_node(
+    node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any] | None = None
+) -> ir.Value:
+    """Put a node of another kind in the place of one with one output, and return the new output."""
+    made = insert_before(node, op_type, inputs, attributes=attributes, name=node.name, like=node.outputs)
+    replace_uses(node.outputs[0], made.outputs[0])
+    retire(node)
+    return made.outputs[0]
 
 
 def node_opset(node: ir.Node) -> int:
@@ -134,5 +161,5 @@ def input_at(node: ir.Node, index: int) -> ir.Value | None:
 
 def output_used(value: ir.Value) -> bool:
     """Tell whether anybody reads a value or it is exported."""
-    return bool(value.uses()) or value.is_graph_output()
+    return use_count(value) > 0 or value.is_graph_output()
 

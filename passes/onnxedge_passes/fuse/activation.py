@@ -1,4 +1,4 @@
-"""What the rules for GELU, SiLU and HardSwish share: a pointwise expression in one value that is a known function."""
+"""What the rules for activations share: a pointwise expression in one value that is a known function."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ import onnx_ir as ir
 
 from onnxedge.api import Accuracy, Array, Context, insert_before, replace_uses
 from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, retire
-from onnxedge_passes.fuse.expression import POINTWISE, expressions
+from onnxedge_passes.fuse.expression import FLOATS, POINTWISE, Expression, expressions_around
 
-_LIMIT = 12  #: nodes of the longest spelling
-_SAMPLES: Array = np.concatenate([np.linspace(-12.0, 12.0, 481), [-1e3, -87.0, -30.0, 30.0, 87.0, 1e3]])
-_TOLERANCE = {ir.DataType.FLOAT: 2e-6, ir.DataType.DOUBLE: 2e-6, ir.DataType.FLOAT16: 2e-4}  #: of the constants used
+#: Where expressions are evaluated; 0, 1 and -1 are among them.
+SAMPLES: Array = np.concatenate([np.arange(-240, 241) / 20.0, [-1e3, -87.0, -30.0, 30.0, 87.0, 1e3]])
+
+
+@dataclass(frozen=True)
+class Function:
+    """Name an activation as people do, with its parameters."""
+
+    name: str
+    parameters: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -29,53 +36,80 @@ class Kernel:
 
 @dataclass(frozen=True, kw_only=True)
 class FuseActivation(Rule):
-    """Replace a pointwise expression by the one operator that computes the same function."""
+    """Replace a pointwise expression by the one operator that computes the same function.
+
+    ``roots`` are the operators of which every spelling has one; the expression is searched around them.
+    """
 
     accuracy: ClassVar[Accuracy] = "rounding"
-    roots: ClassVar[tuple[str, ...]] = ("Mul", "Div")
-    needs: ClassVar[frozenset[str]]  #: operators of which every spelling has one
-    functions: ClassVar[dict[str, Callable[[Array], Array]]]  #: name -> the function in float64
+    functions: ClassVar[dict[Function, Callable[[Array], Array]]] = {}  #: what is looked for, in float64
+    limit: ClassVar[int] = 12  #: nodes of the longest spelling
+    branching: ClassVar[bool] = True  #: every spelling reads its argument twice
 
-    def kernel(self, function: str, node: ir.Node, context: Context) -> Kernel | None:
+    def kernel(self, function: Function, node: ir.Node, context: Context) -> Kernel | None:
         """Return the operator for a function in a graph of the node's opset on the context's target."""
         raise NotImplementedError(f"{type(self).__name__} names no kernel")
 
+    def emit(self, function: Function, expression: Expression, context: Context) -> ir.Value | Refused | None:
+        """Put what computes the function before the expression's root and return its output.
+
+        Returns None where the spelling that is there is to stay.
+        """
+        node = expression.root
+        kernel = self.kernel(function, node, context)
+        if kernel is None:
+            target = context.target.name
+            return Refused(f"{function.name} not fused: target {target} has no kernel for it at this opset")
+        if len(expression.nodes) == 1 and node.op_type == kernel.op_type:
+            return None
+        fused = insert_before(
+            node,
+            kernel.op_type,
+            [expression.source],
+            attributes=dict(kernel.attributes),
+            domain=kernel.domain,
+            name=node.name,
+            like=node.outputs,
+        )
+        return fused.outputs[0]
+
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Try each value that branches before the node as the argument of each function."""
-        tolerance = _TOLERANCE.get(node.outputs[0].dtype or ir.DataType.UNDEFINED)
-        if tolerance is None:
-            return None
-        for expression in expressions(node, POINTWISE, self.needs, _LIMIT):
-            found = expression.evaluate(_SAMPLES) if expression.constants_are_scalars() else None
-            function = self._name(found, tolerance) if found is not None else None
+        tolerance = FLOATS.get(node.outputs[0].dtype or ir.DataType.UNDEFINED)
+        if tolerance is None or node.outputs[0].dtype == ir.DataType.DOUBLE:
+            return None  # ONNX Runtime has no double kernels of most activations, or computes them in float
+        for expression in expressions_around(node, POINTWISE, self.limit, branching=self.branching, scalars=True):
+            if expression.root.outputs[0].dtype not in FLOATS or not expression.constants_are_scalars():
+                continue
+            found = expression.evaluate(SAMPLES)
+            if found is None or found.shape != SAMPLES.shape:
+                continue
+            function = self.recognise(found, tolerance)
             if function is None:
                 continue
             if not expression.is_read_inside_only():
-                return Refused(f"{function} not fused: a value inside it has other readers")
-            kernel = self.kernel(function, node, context)
-            if kernel is None:
-                return Refused(f"{function} not fused: target {context.target.name} has no kernel for it at this opset")
-            fused = insert_before(
-                node,
-                kernel.op_type,
-                [expression.source],
-                attributes=dict(kernel.attributes),
-                domain=kernel.domain,
-                name=node.name,
-                like=node.outputs,
-            )
-            replace_uses(node.outputs[0], fused.outputs[0])
-            retire(node)
-            return fused.outputs[0]
+                return Refused(f"{function.name} not fused: a value inside it has other readers")
+            new = self.emit(function, expression, context)
+            if new is None or isinstance(new, Refused):
+                return new
+            replace_uses(expression.root.outputs[0], new)
+            retire(expression.root)
+            return new
         return None
 
-    def _name(self, found: Array, tolerance: float) -> str | None:
-        """Return the name of the function that the samples fit best, None where none fits."""
-        if found.shape != _SAMPLES.shape:
-            return None
-        errors = {
-            name: float(np.max(np.abs(found - function(_SAMPLES)) / np.maximum(1.0, np.abs(_SAMPLES))))
-            for name, function in self.functions.items()
-        }
-        best = min(errors, key=lambda name: errors[name] if np.isfinite(errors[name]) else np.inf)
+    def recognise(self, found: Array, tolerance: float) -> Function | None:
+        """Return the function that the samples fit best, None where none fits."""
+        errors = {function: _error(found, exact(SAMPLES)) for function, exact in self.functions.items()}
+        best = min(errors, key=lambda function: errors[function])
         return best if errors[best] <= tolerance else None
+
+
+def fits(found: Array, exact: Array, tolerance: float) -> bool:
+    """Tell whether samples of a function are those of another one up to the rounding of constants."""
+    return _error(found, exact) <= tolerance
+
+
+def _error(found: Array, exact: Array) -> float:
+    with np.errstate(all="ignore"):
+        error = float(np.max(np.abs(found - exact) / np.maximum(1.0, np.abs(SAMPLES))))
+    return error if np.isfinite(error) else np.inf

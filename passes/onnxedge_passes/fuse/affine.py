@@ -1,8 +1,9 @@
-"""Per-channel scale and shift after Conv, ConvTranspose, Gemm and MatMul, moved into their weights and bias."""
+"""Per-channel scale and shift around Conv, ConvTranspose, Gemm and MatMul, moved into their weights and bias."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -62,15 +63,25 @@ def linear_before(value: ir.Value | None) -> Linear | None:
 
 def per_channel(operand: Array, linear: Linear) -> Array | None:
     """Return an operand as float64 [channels] if it broadcasts along the channels and changes no shape, else None."""
-    if operand.ndim > max(linear.rank, 1) and operand.ndim > 0:
+    return along(operand, linear.axis, linear.rank, linear.channels)
+
+
+def along(operand: Array, axis: int, rank: int, channels: int) -> Array | None:
+    """Return an operand as float64 [channels] if it varies along one axis alone and adds no dimension, else None.
+
+    Args:
+        operand: what is multiplied with the data or added to it.
+        axis: axis of the data.
+        rank: of the data, 0 where it is not known.
+        channels: size of the axis.
+    """
+    if operand.ndim > max(rank, 1):
         return None
-    if operand.ndim and linear.rank == 0 and operand.ndim > 1:
+    axis = axis % rank if rank else 0
+    padded = (*[1] * (max(rank, 1) - operand.ndim), *operand.shape)
+    if any(d != 1 for i, d in enumerate(padded) if i != axis) or padded[axis] not in (1, channels):
         return None
-    axis = linear.axis % linear.rank if linear.rank else 0
-    padded = operand.reshape([1] * (max(linear.rank, 1) - operand.ndim) + list(operand.shape))
-    if any(d != 1 for i, d in enumerate(padded.shape) if i != axis) or padded.shape[axis] not in (1, linear.channels):
-        return None
-    return np.broadcast_to(padded.reshape(-1).astype(np.float64), (linear.channels,))
+    return np.broadcast_to(operand.reshape(-1).astype(np.float64), (channels,))
 
 
 def rescale(linear: Linear, scale: Array, shift: Array) -> Refused | None:
@@ -81,31 +92,89 @@ def rescale(linear: Linear, scale: Array, shift: Array) -> Refused | None:
         scale: float64 [channels].
         shift: float64 [channels].
     """
+    weight = _editable_weight(linear.node, scale, shift)
+    if isinstance(weight, Refused):
+        return weight
+    bias = _bias(linear, input_at(linear.node, 2))
+    if isinstance(bias, Refused):
+        return bias
+    with np.errstate(over="ignore"):
+        new_weight = _scaled(linear, weight, scale).astype(weight.dtype) if (scale != 1.0).any() else None
+        new_bias = (bias * scale + shift).astype(weight.dtype)
+    return _set(linear.node, weight.dtype, new_weight, new_bias)
+
+
+def rescale_input(linear: Linear, scale: Array, shift: Array) -> Refused | None:
+    """Change a node to give what it gave for ``scale * x + shift`` per channel of its input; say why where not.
+
+    Args:
+        linear: the node.
+        scale: float64 [input channels].
+        shift: float64 [input channels]; zeros for a convolution that pads and for ConvTranspose, whose borders see
+            less of it than the middle.
+    """
     node = linear.node
-    weight_value, bias_value = node.inputs[1], input_at(node, 2)
-    tensor = constant_tensor(weight_value)
-    if weight_value is None or tensor is None:
+    if shift.any() and (node.op_type == "ConvTranspose" or (node.op_type == "Conv" and _pads(node))):
+        return Refused("not folded: the padding behind it must stay zero")
+    if shift.any() and node.op_type == "MatMul":
+        return Refused("not folded: a MatMul has no bias")
+    weight = _editable_weight(node, scale, shift)
+    if isinstance(weight, Refused):
+        return weight
+    bias = _bias(linear, input_at(node, 2)) if shift.any() else None
+    if isinstance(bias, Refused):
+        return bias
+    with np.errstate(over="ignore"):
+        new_weight = _scaled_input(linear, weight, scale).astype(weight.dtype) if (scale != 1.0).any() else None
+        new_bias = (bias + _response(linear, weight, shift)).astype(weight.dtype) if bias is not None else None
+    return _set(node, weight.dtype, new_weight, new_bias)
+
+
+def input_channels(linear: Linear) -> int:
+    """Return how many channels a node with a constant weight reads, 0 where the weight is computed at run time."""
+    tensor = constant_tensor(linear.node.inputs[1])
+    if tensor is None:
+        return 0
+    dims = [int(d) for d in tensor.shape]  # type: ignore[arg-type]
+    match linear.node.op_type:
+        case "Conv":
+            return dims[1] * linear.node.attributes.get_int("group", 1)
+        case "Gemm" if linear.node.attributes.get_int("transB", 0):
+            return dims[1]
+    return dims[0]
+
+
+def _pads(node: ir.Node) -> bool:
+    if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID", ""):
+        return True
+    return any(node.attributes.get_ints("pads", ()))
+
+
+def _editable_weight(node: ir.Node, scale: Array, shift: Array) -> Array | Refused:
+    """Return the weight if it may be replaced by a scaled one."""
+    value = node.inputs[1]
+    tensor = constant_tensor(value)
+    if value is None or tensor is None:
         return Refused("not folded: the weight is computed at run time or may be overridden")
     if tensor.dtype not in _FLOATS:
         return Refused(f"not folded: the weight is {tensor.dtype.name.lower()}")
-    scales = bool((scale != 1.0).any())
-    if scales and len(weight_value.uses()) > 1 and tensor.nbytes > _SHARED_BYTES:
+    if (scale != 1.0).any() and len(value.uses()) > 1 and tensor.nbytes > _SHARED_BYTES:
         return Refused("not folded: the weight has other readers and would be stored twice")
     if not (np.isfinite(scale).all() and np.isfinite(shift).all()) or np.abs(scale).max(initial=0.0) > _LARGEST:
         return Refused(f"not folded: |scale| exceeds {_LARGEST:g} or is not finite")
-    bias = _bias(linear, bias_value)
-    if isinstance(bias, Refused):
-        return bias
-    weight = tensor.numpy()
-    with np.errstate(over="ignore"):
-        new_weight = _scaled(linear, weight, scale).astype(weight.dtype) if scales else weight
-        new_bias = (bias * scale + shift).astype(weight.dtype)
-    if not (np.isfinite(new_weight).all() and np.isfinite(new_bias).all()):
-        return Refused(f"not folded: it would leave the range of {weight.dtype}")
-    if scales:
-        set_constant(node, 1, new_weight)
-    if node.op_type != "MatMul" and (bias_value is not None or new_bias.any()):
-        set_constant(node, 2, new_bias, name=None if bias_value is not None else f"{weight_value.name}_bias")
+    return tensor.numpy()
+
+
+def _set(node: ir.Node, dtype: Any, weight: Array | None, bias: Array | None) -> Refused | None:
+    """Give a node a new weight and bias, None for those that stay."""
+    if any(array is not None and not np.isfinite(array).all() for array in (weight, bias)):
+        return Refused(f"not folded: it would leave the range of {dtype}")
+    label = node.inputs[1].name if node.inputs[1] is not None else None
+    if weight is not None:
+        set_constant(node, 1, weight)
+    bias_value = input_at(node, 2)
+    if bias is not None and node.op_type != "MatMul" and (bias_value is not None or bias.any()):
+        set_constant(node, 2, bias, name=None if bias_value is not None else f"{label}_bias")
         if node.op_type == "Gemm":
             node.attributes.pop("beta", None)
     return None
@@ -140,3 +209,25 @@ def _scaled(linear: Linear, weight: Array, scale: Array) -> Array:
         case "Gemm" if linear.node.attributes.get_int("transB", 0):
             return np.asarray(exact * scale[:, None])
     return np.asarray(exact * scale)
+
+
+def _scaled_input(linear: Linear, weight: Array, scale: Array) -> Array:
+    exact = weight.astype(np.float64)
+    match linear.node.op_type:
+        case "Conv":
+            groups = linear.node.attributes.get_int("group", 1)
+            blocks = exact.reshape(groups, -1, *weight.shape[1:])
+            by_group = scale.reshape(groups, 1, weight.shape[1], *[1] * (weight.ndim - 2))
+            return np.asarray((blocks * by_group).reshape(weight.shape))
+        case "Gemm" if linear.node.attributes.get_int("transB", 0):
+            return np.asarray(exact * scale)
+    return np.asarray(exact * scale.reshape(-1, *[1] * (weight.ndim - 1)))
+
+
+def _response(linear: Linear, weight: Array, shift: Array) -> Array:
+    """Return what a Conv or Gemm gives, without bias, for an input that is ``shift`` everywhere: float64 [channels]."""
+    response = _scaled_input(linear, weight, shift)
+    if linear.node.op_type == "Conv":
+        return np.asarray(response.reshape(len(response), -1).sum(axis=1))
+    transposed = linear.node.attributes.get_int("transB", 0)
+    return np.asarray(response.sum(axis=1 if transposed else 0) * linear.node.attributes.get_float("alpha", 1.0))

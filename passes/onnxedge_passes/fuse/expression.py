@@ -7,16 +7,20 @@ float64 on sample points and compared with the function. Source: own.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Array, constant, is_constant, is_standard
+from onnxedge.api import Array, constant, constant_tensor, is_constant, is_standard
 from onnxedge_passes.cleanup.worklist import node_opset
 
 _LARGEST_CONSTANT = 1 << 16  #: elements; larger ones are no parameters of what is looked for here
+_MANY_READERS = 16  #: a value with more readers than this is no inner one of an expression
+_BEHIND = 10  #: most nodes from an anchor on to roots
+_CONE = 2  #: how many times the nodes of an expression are searched before its root
 
 
 @dataclass(frozen=True)
@@ -58,81 +62,120 @@ class Expression:
         )
 
 
-def expressions(root: ir.Node, operators: frozenset[str], needs: frozenset[str], limit: int) -> Iterator[Expression]:
-    """Yield the expressions that end in ``root``, for each value that branches before it.
+def expressions_around(
+    anchor: ir.Node, operators: frozenset[str], limit: int, *, branching: bool = True, scalars: bool = False
+) -> Iterator[Expression]:
+    """Yield the expressions that hold ``anchor``, those whose root and whose source are furthest from it first.
+
+    A search from the rare operator that every spelling has (Erf, Tanh, Sqrt) costs nothing where there is none, however
+    many Mul and Add nodes a graph has.
 
     Args:
-        root: last node.
+        anchor: a node of each expression.
         operators: what an expression consists of; each must be in this module's table.
-        needs: yield nothing unless one of these is near.
         limit: most nodes of an expression.
+        branching: only sources that are read twice or more.
+        scalars: only expressions whose constants are single numbers.
     """
-    cone = _cone(root, operators, limit)
-    if not any(node.op_type in needs for node in cone):
+    search = _Search(anchor, operators, limit, scalars)
+    if not is_standard(anchor) or node_opset(anchor) < 7 or not search.accepts(anchor):
         return
-    reads: dict[int, int] = {}
-    candidates: dict[int, ir.Value] = {}
-    for node in cone:
-        for value in node.inputs:
-            if value is not None and not is_constant(value):
-                candidates[id(value)] = value
-                reads[id(value)] = reads.get(id(value), 0) + 1
-    for key, source in candidates.items():
-        if reads[key] < 2:
-            continue
-        nodes = _between(source, root, cone)
-        if nodes is not None and any(node.op_type in needs for node in nodes):
-            yield Expression(root, source, nodes)
+    behind = search.behind()
+    if branching and not any(_joins(node) for node in behind):
+        return
+    for root in reversed(behind):
+        yield from search.ending_in(root, 2 if branching else 1)
 
 
-def _cone(root: ir.Node, operators: frozenset[str], limit: int) -> list[ir.Node]:
-    """Return the nodes that lead to ``root``, nearest first, as far as they are all of the given operators."""
-    cone: dict[int, ir.Node] = {id(root): root}
-    queue = [root]
-    for node in queue:
-        for value in node.inputs:
-            producer = value.producer() if value is not None else None
-            if producer is None or id(producer) in cone or producer.graph is not root.graph or len(cone) >= limit:
-                continue
-            if producer.op_type in operators and is_standard(producer) and node_opset(producer) >= 7:
-                cone[id(producer)] = producer
-                queue.append(producer)
-    return queue
+def _joins(node: ir.Node) -> bool:
+    """Tell whether two values that are no constants meet in a node."""
+    return len(node.inputs) > 1 and sum(value is not None and not is_constant(value) for value in node.inputs) > 1
 
 
-def _between(source: ir.Value, root: ir.Node, cone: list[ir.Node]) -> tuple[ir.Node, ...] | None:
-    """Return the nodes from ``source`` to ``root`` in topological order, None where anything else flows in."""
-    inside = {id(node) for node in cone}
-    order: dict[int, ir.Node] = {}
-    stack: list[tuple[ir.Node, bool]] = [(root, False)]
-    while stack:
-        node, done = stack.pop()
-        if done:
-            order.setdefault(id(node), node)
-            continue
-        if id(node) in order:
-            continue
-        stack.append((node, True))
-        for value in node.inputs:
-            if value is None or value is source or _is_parameter(value):
-                continue
-            producer = value.producer()
-            if producer is None or id(producer) not in inside:
-                return None
-            stack.append((producer, False))
-    return tuple(order.values())
+@dataclass(frozen=True)
+class _Search:
+    anchor: ir.Node
+    operators: frozenset[str]
+    limit: int
+    scalars: bool
 
+    def accepts(self, node: ir.Node) -> bool:
+        """Tell whether a node may be part of an expression."""
+        if node.op_type not in self.operators or not is_standard(node) or node.graph is not self.anchor.graph:
+            return False
+        most = 1 if self.scalars else _LARGEST_CONSTANT
+        return all((tensor := constant_tensor(value)) is None or tensor.size <= most for value in node.inputs)
 
-def _is_parameter(value: ir.Value) -> bool:
-    return is_constant(value) and (array := constant(value)) is not None and array.size <= _LARGEST_CONSTANT
+    def behind(self) -> list[ir.Node]:
+        """Return ``anchor`` and the accepted nodes that it leads to, nearest first."""
+        seen: dict[int, ir.Node] = {id(self.anchor): self.anchor}
+        queue = [self.anchor]
+        for node in queue:
+            uses = node.outputs[0].uses()
+            for use in uses if len(uses) <= _MANY_READERS else ():
+                if id(use.node) not in seen and len(seen) < _BEHIND and self.accepts(use.node):
+                    seen[id(use.node)] = use.node
+                    queue.append(use.node)
+        return queue
+
+    def cone(self, root: ir.Node) -> dict[int, ir.Node]:
+        """Return the accepted nodes that lead to ``root``, nearest first.
+
+        More than an expression may hold: what comes before its source can lie nearer to the root than its far end.
+        """
+        cone: dict[int, ir.Node] = {id(root): root}
+        queue = [root]
+        for node in queue:
+            for value in node.inputs:
+                producer = value.producer() if value is not None else None
+                if producer is None or id(producer) in cone or len(cone) >= _CONE * self.limit:
+                    continue
+                if self.accepts(producer):
+                    cone[id(producer)] = producer
+                    queue.append(producer)
+        return cone
+
+    def ending_in(self, root: ir.Node, least_reads: int) -> Iterator[Expression]:
+        """Walk back from ``root``, a node once all its readers are passed; where one value is open it is a source."""
+        cone = self.cone(root)
+        reads: dict[int, int] = {}
+        for node in cone.values():
+            for value in node.inputs:
+                if value is not None and not is_constant(value):
+                    reads[id(value)] = reads.get(id(value), 0) + 1
+        left, order, found = dict(reads), [root], []
+        holds_anchor = root is self.anchor
+        frontier: dict[int, ir.Value] = {}
+        node = root
+        while True:
+            for value in node.inputs:
+                if id(value) in left and value is not None:
+                    left[id(value)] -= 1
+                    frontier[id(value)] = value
+            if len(frontier) == 1 and holds_anchor:
+                source = next(iter(frontier.values()))
+                if reads[id(source)] >= least_reads:
+                    found.append((source, len(order)))
+            ready = next((v for key, v in frontier.items() if not left[key] and id(v.producer()) in cone), None)
+            if ready is None or len(order) == self.limit:
+                break
+            del frontier[id(ready)]
+            node = cone[id(ready.producer())]
+            holds_anchor = holds_anchor or node is self.anchor
+            order.append(node)
+        for source, count in reversed(found):
+            yield Expression(root, source, tuple(reversed(order[:count])))
 
 
 def _array(value: ir.Value | None, values: Mapping[int, Array]) -> Array | None:
     if value is None or id(value) in values:
         return values[id(value)] if value is not None else None
     array = constant(value)
-    return array.astype(np.float64) if array is not None and array.dtype.kind == "f" else array
+    return array.astype(np.float64) if array is not None and array.dtype.kind in "fV" else array
 
+
+#: Float types that fusions are made for -> how far constants of that type are from their exact values.
+FLOATS: Mapping[ir.DataType, float] = {ir.DataType.FLOAT: 2e-6, ir.DataType.DOUBLE: 2e-6, ir.DataType.FLOAT16: 2e-4}
 
 Inputs = list[Array | None]
 
@@ -158,9 +201,11 @@ def _hard_sigmoid(node: ir.Node, inputs: Inputs) -> Array:
 
 def _axes(node: ir.Node, inputs: Inputs) -> tuple[int, ...] | None:
     given = inputs[1] if len(inputs) > 1 else node.attributes.get_ints("axes", None)
-    if given is None and node.attributes.get_int("noop_with_empty_axes", 0) != 0:
-        raise ValueError("reduces nothing")
-    return tuple(int(axis) for axis in given) if given is not None else None
+    if given is None or len(given) == 0:
+        if node.attributes.get_int("noop_with_empty_axes", 0) != 0:
+            raise ValueError("reduces nothing")
+        return None
+    return tuple(int(axis) for axis in given)
 
 
 def _reduce(function: Callable[..., Array]) -> Callable[[ir.Node, Inputs], Array]:
@@ -175,12 +220,44 @@ def _global_mean(node: ir.Node, inputs: Inputs) -> Array:
     return np.asarray(data.mean(axis=tuple(range(2, data.ndim)), keepdims=True))
 
 
+def _softmax(node: ir.Node, inputs: Inputs) -> Array:
+    axis = node.attributes.get_int("axis", -1)
+    power = np.exp(_first(inputs) - _first(inputs).max(axis=axis, keepdims=True))
+    return np.asarray(power / power.sum(axis=axis, keepdims=True))
+
+
 def _reshape(node: ir.Node, inputs: Inputs) -> Array:
     data, shape = inputs
     if data is None or shape is None:
         raise ValueError("shape is missing")
     copies = not node.attributes.get_int("allowzero", 0)
     return data.reshape([data.shape[i] if d == 0 and copies else int(d) for i, d in enumerate(shape)])
+
+
+def _cast(node: ir.Node, inputs: Inputs) -> Array:
+    source = node.inputs[0]
+    if source is None or {source.dtype, node.outputs[0].dtype} - FLOATS.keys() - {ir.DataType.BFLOAT16}:
+        raise ValueError("not from float to float")
+    return _first(inputs)
+
+
+def _softplus(x: Array) -> Array:
+    return np.asarray(np.maximum(x, 0.0) + np.log1p(np.exp(-np.abs(x))))
+
+
+def _leaky_relu(node: ir.Node, inputs: Inputs) -> Array:
+    x = _first(inputs)
+    return np.where(x < 0, x * node.attributes.get_float("alpha", 0.01), x)
+
+
+def _folded(function: Callable[..., Array]) -> Callable[[ir.Node, Inputs], Array]:
+    """Return an operator with any number of inputs."""
+
+    def folded(node: ir.Node, inputs: Inputs) -> Array:
+        given = [array for array in inputs if array is not None]
+        return functools.reduce(function, given)
+
+    return folded
 
 
 def _erf(array: Array) -> Array:
@@ -207,14 +284,34 @@ _NUMPY: Mapping[str, Callable[[ir.Node, Inputs], Array]] = {
     "Reciprocal": _plain(np.reciprocal),
     "Sigmoid": _plain(lambda x: 1.0 / (1.0 + np.exp(-x))),
     "Relu": _plain(lambda x: np.maximum(x, 0.0)),
-    "Min": _plain(np.minimum),
-    "Max": _plain(np.maximum),
+    "Min": _folded(np.minimum),
+    "Max": _folded(np.maximum),
+    "Sum": _folded(np.add),
+    "Abs": _plain(np.abs),
+    "Log": _plain(np.log),
+    "Softplus": _plain(_softplus),
+    "LeakyRelu": _leaky_relu,
+    "Where": _plain(np.where),
+    "Greater": _plain(np.greater),
+    "GreaterOrEqual": _plain(np.greater_equal),
+    "Less": _plain(np.less),
+    "LessOrEqual": _plain(np.less_equal),
+    "Identity": _plain(np.asarray),
+    "Cast": _cast,
     "Clip": _clip,
     "HardSigmoid": _hard_sigmoid,
     "ReduceMean": _reduce(np.mean),
     "ReduceSum": _reduce(np.sum),
+    "ReduceMax": _reduce(np.max),
+    "ReduceSumSquare": _reduce(lambda x, **options: np.sum(x * x, **options)),
+    "ReduceL2": _reduce(lambda x, **options: np.sqrt(np.sum(x * x, **options))),
+    "ReduceLogSumExp": _reduce(lambda x, **options: np.log(np.sum(np.exp(x), **options))),
+    "Softmax": _softmax,
     "GlobalAveragePool": _global_mean,
     "Reshape": _reshape,
 }
 
-POINTWISE = frozenset(_NUMPY) - {"ReduceMean", "ReduceSum", "GlobalAveragePool", "Reshape"}
+_NOT_POINTWISE = frozenset(
+    {"GlobalAveragePool", "Reshape", "Cast", "Softmax", *(name for name in _NUMPY if name.startswith("Reduce"))}
+)
+POINTWISE = frozenset(_NUMPY) - _NOT_POINTWISE

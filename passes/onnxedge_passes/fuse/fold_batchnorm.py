@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Accuracy, Context, bypass, constant, sole_consumer
+from onnxedge.api import Accuracy, Array, Context, bypass, constant, sole_consumer
 from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, node_opset, output_used
 from onnxedge_passes.fuse.affine import linear_before, rescale
 
@@ -32,7 +32,7 @@ class FoldBatchnorm(Rule):
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Move scale and shift of the normalization into the producer of its input."""
         source = node.inputs[0]
-        if source is None or not _is_inference(node):
+        if source is None or not is_inference(node):
             return None
         linear = linear_before(source)
         if linear is None:
@@ -41,15 +41,12 @@ class FoldBatchnorm(Rule):
             return Refused("not folded: the channels are not the MatMul's last axis")
         if sole_consumer(source) is not node:
             return Refused("not folded: its input has other readers or is exported")
-        parameters = [constant(value) for value in node.inputs[1:5]]
-        gamma, beta, mean, variance = (p.astype(np.float64) if p is not None else None for p in parameters)
-        if gamma is None or beta is None or mean is None or variance is None:
-            return Refused("not folded: a parameter is computed at run time or may be overridden")
-        if gamma.shape != (linear.channels,):
+        affine = inference_affine(node)
+        if isinstance(affine, Refused):
+            return affine
+        scale, shift = affine
+        if scale.shape != (linear.channels,):
             return Refused("not folded: its parameters are not one per channel")
-        with np.errstate(all="ignore"):
-            scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-            shift = beta - mean * scale
         if linear.node.op_type == "MatMul" and shift.any():
             return Refused("not folded: a MatMul has no bias")
         refused = rescale(linear, scale, shift)
@@ -59,7 +56,19 @@ class FoldBatchnorm(Rule):
         return linear.node.outputs[0]
 
 
-def _is_inference(node: ir.Node) -> bool:
+def inference_affine(node: ir.Node) -> tuple[Array, Array] | Refused:
+    """Return scale and shift of a BatchNormalization in inference mode: float64 [C] each."""
+    parameters = [constant(value) for value in node.inputs[1:5]]
+    gamma, beta, mean, variance = (p.astype(np.float64) if p is not None else None for p in parameters)
+    if gamma is None or beta is None or mean is None or variance is None:
+        return Refused("not folded: a parameter is computed at run time or may be overridden")
+    with np.errstate(all="ignore"):
+        scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+        return scale, beta - mean * scale
+
+
+def is_inference(node: ir.Node) -> bool:
+    """Tell whether a BatchNormalization uses the statistics that it is given."""
     version = node_opset(node)
     if any(output_used(value) for value in node.outputs[1:]) or len(node.inputs) < 5:
         return False

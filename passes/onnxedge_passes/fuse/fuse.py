@@ -2,38 +2,88 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
 from onnxedge.api import Accuracy, Context, Pass, Result
+from onnxedge_passes.cleanup.common_subexpressions import CommonSubexpressions
 from onnxedge_passes.cleanup.eliminate_identity import EliminateIdentity
+from onnxedge_passes.cleanup.merge_views import MergeViews
 from onnxedge_passes.cleanup.worklist import Rule, apply_rules
+from onnxedge_passes.fuse.attention import AbsorbHeads, FuseAttention
+from onnxedge_passes.fuse.einsum_to_matmul import EinsumToMatmul
 from onnxedge_passes.fuse.fold_affine import FoldAffine
+from onnxedge_passes.fuse.fold_affine_before import FoldAffineBefore
 from onnxedge_passes.fuse.fold_batchnorm import FoldBatchnorm
+from onnxedge_passes.fuse.fold_norm_affine import FoldNormAffine
 from onnxedge_passes.fuse.fold_pad import FoldPad
+from onnxedge_passes.fuse.fuse_bias_gelu import FuseBiasGelu
+from onnxedge_passes.fuse.fuse_embed_layer_norm import FuseEmbedLayerNorm
 from onnxedge_passes.fuse.fuse_gelu import FuseGelu
+from onnxedge_passes.fuse.fuse_group_norm import FuseGroupNorm
+from onnxedge_passes.fuse.fuse_hard_sigmoid import FuseHardSigmoid
 from onnxedge_passes.fuse.fuse_hard_swish import FuseHardSwish
+from onnxedge_passes.fuse.fuse_instance_norm import FuseInstanceNorm
 from onnxedge_passes.fuse.fuse_layer_norm import FuseLayerNorm
+from onnxedge_passes.fuse.fuse_leaky_relu import FuseLeakyRelu
+from onnxedge_passes.fuse.fuse_mish import FuseMish
+from onnxedge_passes.fuse.fuse_quick_gelu import FuseQuickGelu
+from onnxedge_passes.fuse.fuse_rms_norm import FuseRmsNorm
+from onnxedge_passes.fuse.fuse_rotary_embedding import FuseRotaryEmbedding
 from onnxedge_passes.fuse.fuse_silu import FuseSilu
+from onnxedge_passes.fuse.fuse_skip_layer_norm import FuseSkipLayerNorm
+from onnxedge_passes.fuse.fuse_softmax import FuseSoftmax
+from onnxedge_passes.fuse.fuse_softplus import FuseSoftplus
 from onnxedge_passes.fuse.keep_layer_norm import KeepLayerNorm
 from onnxedge_passes.fuse.matmul_to_gemm import MatmulToGemm
-from onnxedge_passes.fuse.merge_views import MergeViews
+from onnxedge_passes.fuse.merge_clips import MergeClips
+from onnxedge_passes.fuse.merge_constants import MergeConstants
+from onnxedge_passes.fuse.merge_projections import MergeProjections
+from onnxedge_passes.fuse.spell_activations import SpellActivations
+from onnxedge_passes.layout.fold_transpose import FoldTranspose
+from onnxedge_passes.layout.push_transposes import PushTransposes
+from onnxedge_passes.layout.transpose_to_reshape import TransposeToReshape
+
+_MAX_ROUNDS = 8
 
 RULES: tuple[Rule, ...] = (
     FoldBatchnorm(),
+    EinsumToMatmul(),
     MatmulToGemm(),
     FoldAffine(),
+    FoldAffineBefore(),
+    MergeConstants(),
+    FuseInstanceNorm(),
+    FuseGroupNorm(),
     FuseLayerNorm(),
+    FuseRmsNorm(),
+    FoldNormAffine(),
     KeepLayerNorm(),
     FuseGelu(),
     FuseHardSwish(),
     FuseSilu(),
+    FuseQuickGelu(),
+    FuseMish(),
+    FuseSoftplus(),
+    FuseHardSigmoid(),
+    FuseLeakyRelu(),
+    FuseSoftmax(),
+    FuseBiasGelu(),
+    FuseRotaryEmbedding(),
+    FuseEmbedLayerNorm(),
+    FuseSkipLayerNorm(),
+    MergeProjections(),
+    MergeClips(),
+    SpellActivations(),
     FoldPad(),
+    FoldTranspose(),
     MergeViews(),
     EliminateIdentity(),
 )  #: where several match at one node the first in this order is applied
+ATTENTION: tuple[Rule, ...] = (FuseAttention(), AbsorbHeads())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,5 +101,23 @@ class Fuse(Pass):
     accuracy: ClassVar[Accuracy] = "rounding"
 
     def run(self, model: ir.Model, context: Context) -> Result:
-        """Run one worklist over all rules."""
-        return apply_rules(model, RULES, context)
+        """Run one worklist over all rules, then move Transposes, and both again while that finds anything.
+
+        Attention comes between the two: its parts are fused by then, and its Transposes still stand where they were.
+        """
+        patterns = [rule for rule in RULES if not isinstance(rule, FoldAffineBefore)]  # it takes the 0.5 out of a GELU
+        said = len(context.notes)
+        figures = Counter(apply_rules(model, patterns, context).figures)
+        figures.update(apply_rules(model, ATTENTION, context).figures)
+        for _ in range(_MAX_ROUNDS):
+            context.forget_notes(said)  # of the round before: what was left alone then may be gone now
+            with context.speaking(PushTransposes.name):
+                pushed = PushTransposes().run(model, context).rewrites
+            result = apply_rules(model, (*RULES, *ATTENTION, TransposeToReshape()), context)
+            figures.update({PushTransposes.name: pushed, **result.figures})
+            shared = CommonSubexpressions().run(model, context).rewrites if figures.total() else 0
+            figures[CommonSubexpressions.name] += shared  # two fusions make the same constants
+            if not pushed and not result.rewrites and not shared:
+                break
+        summary = ", ".join(f"{name} {count}" for name, count in figures.items() if count)
+        return Result(rewrites=figures.total(), summary=summary, figures=dict(figures))

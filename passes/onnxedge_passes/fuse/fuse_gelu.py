@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxedge.api import Array, Context
 from onnxedge_passes.cleanup.worklist import node_opset
-from onnxedge_passes.fuse.activation import FuseActivation, Kernel
+from onnxedge_passes.fuse.activation import Function, FuseActivation, Kernel
 
 
 def _gelu(x: Array) -> Array:
@@ -37,12 +37,15 @@ class FuseGelu(FuseActivation):
     """
 
     name: ClassVar[str] = "fuse-gelu"
-    needs: ClassVar[frozenset[str]] = frozenset({"Erf", "Tanh", "Sigmoid"})
-    functions: ClassVar[dict[str, Callable[[Array], Array]]] = {"GELU": _gelu, "GELU (tanh)": _gelu_tanh}
+    roots: ClassVar[tuple[str, ...]] = ("Erf", "Tanh", "Sigmoid")
+    functions: ClassVar[dict[Function, Callable[[Array], Array]]] = {
+        Function("GELU"): _gelu,
+        Function("GELU (tanh)"): _gelu_tanh,
+    }
 
-    def kernel(self, function: str, node: ir.Node, context: Context) -> Kernel | None:
+    def kernel(self, function: Function, node: ir.Node, context: Context) -> Kernel | None:
         """Return the standard operator where the opset has it, else ONNX Runtime's where the target has it."""
-        form = "none" if function == "GELU" else "tanh"
+        form = "none" if function.name == "GELU" else "tanh"
         if node_opset(node) >= 20:
             return Kernel("Gelu", attributes=(("approximate", form),))
         op_type = "Gelu" if form == "none" else "FastGelu"

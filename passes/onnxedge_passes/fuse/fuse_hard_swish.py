@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxedge.api import Array, Context
 from onnxedge_passes.cleanup.worklist import node_opset
-from onnxedge_passes.fuse.activation import FuseActivation, Kernel
+from onnxedge_passes.fuse.activation import Function, FuseActivation, Kernel
 
 
 def _hard_swish(x: Array) -> Array:
@@ -30,9 +30,10 @@ class FuseHardSwish(FuseActivation):
     """
 
     name: ClassVar[str] = "fuse-hard-swish"
-    needs: ClassVar[frozenset[str]] = frozenset({"Clip", "HardSigmoid", "Min", "Relu"})
-    functions: ClassVar[dict[str, Callable[[Array], Array]]] = {"HardSwish": _hard_swish}
+    roots: ClassVar[tuple[str, ...]] = ("Clip", "HardSigmoid", "Min", "Relu")
+    limit: ClassVar[int] = 7
+    functions: ClassVar[dict[Function, Callable[[Array], Array]]] = {Function("HardSwish"): _hard_swish}
 
-    def kernel(self, function: str, node: ir.Node, context: Context) -> Kernel | None:
+    def kernel(self, function: Function, node: ir.Node, context: Context) -> Kernel | None:
         """Return the standard operator where the opset has it."""
         return Kernel("HardSwish") if node_opset(node) >= 14 else None

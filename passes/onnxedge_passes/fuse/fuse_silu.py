@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxedge.api import Array, Context
 from onnxedge_passes.cleanup.worklist import node_opset
-from onnxedge_passes.fuse.activation import FuseActivation, Kernel
+from onnxedge_passes.fuse.activation import Function, FuseActivation, Kernel
 
 
 def _silu(x: Array) -> Array:
@@ -24,7 +24,7 @@ class FuseSilu(FuseActivation):
     """Fuse ``x * sigmoid(x)`` into one operator.
 
     Before: ``y = Mul(x, Sigmoid(x))``, or with ``1 / (1 + exp(-x))`` spelled out
-    After:  ``com.microsoft::QuickGelu<alpha=1>(x)`` where the target has that kernel, else ``Swish`` from opset 24
+    After:  ``com.microsoft::QuickGelu<alpha=1>(x)`` where the target has that kernel, else ``Swish`` in opset 24
 
     ONNX Runtime 1.31 runs the standard ``Swish`` 1.4 to 3 times slower than the two operators it stands for (measured
     on 4k to 262k elements), and QuickGelu as fast as what it makes of them itself.
@@ -33,11 +33,12 @@ class FuseSilu(FuseActivation):
     """
 
     name: ClassVar[str] = "fuse-silu"
-    needs: ClassVar[frozenset[str]] = frozenset({"Sigmoid", "Exp", "Tanh"})
-    functions: ClassVar[dict[str, Callable[[Array], Array]]] = {"SiLU": _silu}
+    roots: ClassVar[tuple[str, ...]] = ("Sigmoid", "Exp", "Tanh")
+    functions: ClassVar[dict[Function, Callable[[Array], Array]]] = {Function("SiLU"): _silu}
 
-    def kernel(self, function: str, node: ir.Node, context: Context) -> Kernel | None:
+    def kernel(self, function: Function, node: ir.Node, context: Context) -> Kernel | None:
         """Return ONNX Runtime's operator where the target has it, else the standard one where the opset has it."""
         if context.target.has_kernel("QuickGelu", "com.microsoft"):
             return Kernel("QuickGelu", "com.microsoft", (("alpha", 1.0),))
-        return Kernel("Swish") if node_opset(node) >= 24 and not context.target.runs_here else None
+        standard = node_opset(node) == 24 and context.target.has_kernel("Swish", opset=24)
+        return Kernel("Swish") if standard else None  # ONNX Runtime 1.31 has no kernel from 25 on

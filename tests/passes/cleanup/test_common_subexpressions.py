@@ -52,3 +52,13 @@ def test_overridable_initializers_are_not_merged(check) -> None:
         "g (float[2] x, float[2] v = {1, 2}, float[2] w = {1, 2}) => (float[2] y)"
         " { a = Mul(x, v) b = Mul(x, w) y = Sub(a, b) }",
     )
+
+
+def test_tensors_that_training_updates_are_not_merged(check) -> None:
+    """ONNX Runtime writes the new mean into the old one's memory: a bias that shares it would change."""
+    check(
+        CommonSubexpressions(),
+        "g (float[4, 2] x) => (float[4, 2] y)"
+        " <float[2] s = {1, 2}, float[2] b = {0, 0}, float[2] m = {0, 0}, float[2] v = {1, 1}>"
+        " { a = Add(x, b) y, n, w = BatchNormalization<training_mode=1>(a, s, b, m, v) }",
+    )

@@ -23,16 +23,28 @@ NEUTRAL = {
     "times 1": "<float[3] one = {1, 1, 1}> { a = Mul(one, x) y = Relu(a) }",
     "over 1": "<float one = {1}> { a = Div(x, one) y = Relu(a) }",
     "minus 0": "<float[1] z = {0}> { a = Sub(x, z) y = Relu(a) }",
+    "to the power of 1": "<float one = {1}> { a = Pow(x, one) y = Relu(a) }",
+    "the larger of one value": "{ a = Max(x, x) y = Relu(a) }",
+    "gather of everything": "<int64[3] i = {0, 1, 2}> { a = Gather<axis=1>(x, i) y = Relu(a) }",
+    "split into one part": "<int64[1] s = {3}> { a = Split<axis=1>(x, s) y = Relu(a) }",
+    "resize by 1": '<float[2] s = {1, 1}> { a = Resize<mode="linear">(x, , s) y = Relu(a) }',
+    "where that always takes one side": "<bool[1] c = {0}, float[1, 1] z = {5}> { a = Where(c, z, x) y = Relu(a) }",
+    "where both sides are one": "<bool[3] c = {0, 1, 0}> { a = Where(c, x, x) y = Relu(a) }",
+    "a Relu of a Relu": "{ a = Relu(x) y = Relu(a) }",
     "plus -0.0": "<float[1] z = {-0.0}> { a = Add(x, z) y = Relu(a) }",
 }
 
 DIFFERENT = {
+    "the mean of one value": "{ a = Mean(x, x) y = Relu(a) }",
+    "gather in another order": "<int64[3] i = {0, 2, 1}> { a = Gather<axis=1>(x, i) y = Relu(a) }",
+    "where that takes a broadcast side": "<bool[1] c = {1}, float[1, 1] z = {5}> { a = Where(c, z, x) y = Relu(a) }",
     "1 over x": "<float one = {1}> { a = Div(one, x) y = Relu(a) }",
     "0 minus x": "<float z = {0}> { a = Sub(z, x) y = Relu(a) }",
     "plus +0.0": "<float z = {0}> { a = Add(x, z) y = Relu(a) }",
     "a slice that cuts": "<int64[1] s = {0}, int64[1] e = {2}, int64[1] k = {0}> { a = Slice(x, s, e, k) y = Relu(a) }",
     "cast back": "{ b = Cast<to=10>(x) a = Cast<to=1>(b) y = Relu(a) }",
     "transpose": "{ b = Transpose<perm=[1, 0]>(x) y = Transpose<perm=[1, 0]>(b) }",
+    "a root of another operator": "{ a = Abs(x) b = Relu(a) y = Sqrt(b) }",
     "another domain's Identity": "{ a = acme.Identity(x) y = Relu(a) }",
     "input to output": "{ y = Identity(x) }",
 }
@@ -107,3 +119,20 @@ def test_old_slice_with_attributes(check) -> None:
 
 def test_an_overridable_one_is_no_constant(check) -> None:
     check(EliminateIdentity(), "g (float[3] x, float one = {1}) => (float[3] y) { y = Mul(x, one) }")
+
+
+LOGIC = {
+    "and": "<bool t = {1}> { a = And(x, t) y = Not(a) }",
+    "or": "<bool[1] f = {0}> { a = Or(f, x) y = Not(a) }",
+    "xor": "<bool f = {0}> { a = Xor(x, f) y = Not(a) }",
+    "with itself": "{ a = And(x, x) y = Not(a) }",
+}
+
+
+@pytest.mark.parametrize("body", LOGIC.values(), ids=LOGIC)
+def test_logic_goes(check, body: str) -> None:
+    check(EliminateIdentity(), f"g (bool[N] x) => (bool[N] y) {body}", "g (bool[N] x) => (bool[N] y) { y = Not(x) }")
+
+
+def test_logic_that_decides_stays(check) -> None:
+    check(EliminateIdentity(), "g (bool[N] x) => (bool[N] y) <bool t = {1}> { a = Or(x, t) y = Not(a) }")

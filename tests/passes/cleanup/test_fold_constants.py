@@ -78,6 +78,7 @@ def test_declared_inner_shapes_are_not_believed(check) -> None:
         FoldConstants(),
         "g (float[N] x) => (int64[1] y) <int64[1] z = {0}, float[7] b>"
         " { b = Relu(x) s = Shape(b) t = Neg(s) y = Add(t, z) }",
+        "g (float[N] x) => (int64[1] y) { b = Relu(x) s = Shape(b) y = Neg(s) }",
     )
 
 
@@ -104,7 +105,7 @@ def test_doubling_ends_at_the_bound(rewritten) -> None:
     model, reasons = rewritten(FoldConstants(), text, infer=False)
     assert len(model.graph) > 40
     assert weight_bytes(model) <= 1 << 17
-    assert reasons == ["not folded: it would add more bytes than max_growth allows"]
+    assert all("it would add more bytes than" in reason for reason in reasons)
 
 
 def test_weights_may_be_turned_around(check) -> None:
@@ -121,7 +122,7 @@ def test_integer_division_by_zero_is_left_to_the_runtime(check) -> None:
         "g (int64[1] x) => (int64[1] y) <int64[1] a = {5}, int64[1] b = {0}> { c = Div(a, b) y = Add(x, c) }",
         runs=False,
     )
-    assert reasons == ["not folded: integer division by 0 or -1"]
+    assert reasons == ["not folded: integer division by 0, or of the least integer by -1"]
 
 
 def test_dequantized_weights_stay_small(check) -> None:

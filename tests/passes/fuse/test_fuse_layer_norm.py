@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from conftest import assert_same_outputs, parse
 from onnxedge_passes.fuse.fuse_layer_norm import FuseLayerNorm
 from onnxedge_passes.fuse.keep_layer_norm import KeepLayerNorm
 
@@ -25,8 +26,6 @@ SPELLINGS = {
 OTHERS = {
     "root mean square": "q = Mul(x, x) v = ReduceMean<axes=[-1]>(q) w = Add(v, e) s = Sqrt(w) n = Div(x, s)"
     " o = Mul(n, g) y = Add(o, b)",
-    "over the middle axis": "m = ReduceMean<axes=[1]>(x) d = Sub(x, m) q = Mul(d, d) v = ReduceMean<axes=[1]>(q)"
-    " w = Add(v, e) s = Sqrt(w) n = Div(d, s) o = Mul(n, g) y = Add(o, b)",
     "no root": f"{MEAN} q = Mul(d, d) {VARIANCE} s = Pow(w, two) n = Div(d, s) o = Mul(n, g) y = Add(o, b)",
     "another value's mean": "z = Exp(x) m = ReduceMean<axes=[-1]>(z) d = Sub(x, m) q = Mul(d, d)"
     f" {VARIANCE} s = Sqrt(w) n = Div(d, s) o = Mul(n, g) y = Add(o, b)",
@@ -109,3 +108,49 @@ def test_keep_layer_norm_on_onnx_runtime(check) -> None:
 )
 def test_keep_layer_norm_leaves_others(check, body: str, target: str) -> None:
     check(KeepLayerNorm(), f"{ADDED} <{SCALE}> {body}", target=target)
+
+
+CHANNELS = (
+    "m = ReduceMean<axes=[1]>(x) d = Sub(x, m) q = Pow(d, two) v = ReduceMean<axes=[1]>(q) w = Add(v, e) s = Sqrt(w)"
+    " n = Div(d, s) o = Mul(n, g) y = Add(o, b)"
+)
+IMAGE = "g (float[N, 3, 4, 5] x) => (float[N, 3, 4, 5] y)"
+IMAGE_CONSTANTS = "<float[3, 1, 1] g = {1, 2, -1}, float[3, 1, 1] b = {0, 1, 2}, float e = {0.001}, float two = {2}>"
+
+
+def test_over_the_channels_between_transposes(check) -> None:
+    check(
+        FuseLayerNorm(),
+        f"{IMAGE} {IMAGE_CONSTANTS} {{ {CHANNELS} }}",
+        f"{IMAGE} <float[3] g = {{1, 2, -1}}, float[3] b = {{0, 1, 2}}> {{ t = Transpose<perm=[0, 2, 3, 1]>(x)"
+        " u = LayerNormalization<axis=-1, epsilon=0.001>(t, g, b) y = Transpose<perm=[0, 3, 1, 2]>(u) }",
+    )
+
+
+def test_over_the_channels_elsewhere_is_said(check) -> None:
+    reasons = check(FuseLayerNorm(), f"{IMAGE} {IMAGE_CONSTANTS} {{ {CHANNELS} }}", target="generic")
+    assert reasons == ["layer normalization over the channels not fused: it would need two Transposes"]
+
+
+def test_casts_inside_a_float16_model_are_dropped(rewritten) -> None:
+    text = (
+        "g (float16[2, 3, 4] x) => (float16[2, 3, 4] y)"
+        f" {CONSTANTS} {{ f = Cast<to=1>(x) {MEAN.replace('(x', '(f')} q = Pow(d, two) {VARIANCE} s = Sqrt(w)"
+        " n = Div(d, s) o = Mul(n, g) p = Add(o, b) y = Cast<to=10>(p) }"
+    )
+    model, _ = rewritten(FuseLayerNorm(), text)
+    assert [node.op_type for node in model.graph] == ["LayerNormalization"]
+    assert_same_outputs(parse(text), model, exact=False)
+
+
+def test_another_reader_of_the_variance_is_said(check) -> None:
+    body = f"{MEAN} q = Pow(d, two) {VARIANCE} s = Sqrt(w) n = Div(d, s) o = Mul(n, g) y = Add(o, b) z = Relu(v)"
+    head = "g (float[2, 3, 4] x) => (float[2, 3, 4] y, float[2, 3, 1] z)"
+    reasons = check(FuseLayerNorm(), f"{head} {CONSTANTS} {{ {body} }}")
+    assert reasons == ["layer normalization not fused: a value inside it has other readers"]
+
+
+def test_old_opset_is_said(check) -> None:
+    body = f"{MEAN} q = Mul(d, d) {VARIANCE} s = Sqrt(w) n = Div(d, s) o = Mul(n, g) y = Add(o, b)"
+    reasons = check(FuseLayerNorm(), f"{HEAD} {CONSTANTS} {{ {body} }}", opset=13)
+    assert reasons == ["layer normalization not fused: the operator comes with opset 17"]

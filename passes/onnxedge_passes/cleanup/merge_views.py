@@ -33,8 +33,8 @@ class MergeViews(Rule):
 
     A Transpose between Reshapes that only add or remove dimensions of size 1 changes places with the first one, so
     that both can meet their like.
-    Left alone: a shape with zeros that copy dimensions that are not known; inner values with other readers; shapes
-    computed at run time.
+    Left alone: a shape with zeros that copy dimensions that are not known; inner values that others than views read;
+    shapes computed at run time.
     accuracy: exact. Source: own.
     """
 
@@ -47,11 +47,58 @@ class MergeViews(Rule):
         before = source.producer() if source is not None else None
         if source is None or before is None or not is_standard(before) or before.graph is not node.graph:
             return None
-        if node_opset(node) < 5 or sole_consumer(source) is not node or not before.inputs or before.inputs[0] is None:
+        if node_opset(node) < 5 or not before.inputs or before.inputs[0] is None:
             return None
+        alone = sole_consumer(source) is node
+        if node.op_type == "Transpose" and before.op_type == "Transpose":
+            return _merge_transposes(node, before, alone)
         if node.op_type == "Transpose":
-            return _merge_transposes(node, before) if before.op_type == "Transpose" else _swap(node, before)
-        return _merge_reshapes(node, before) if before.op_type in _VIEWS else None
+            return _swap(node, before) if alone else None
+        if before.op_type not in _VIEWS or not (alone or _is_viewed_only(source)):
+            return None
+        merged = _merge_axes(node, before)
+        return merged if merged is not None else _merge_reshapes(node, before)
+
+
+def _is_viewed_only(value: ir.Value) -> bool:
+    """Tell whether each reader of a value is a view, too, so that it goes when all of them are merged."""
+    readers = [use.node for use in value.uses()]
+    return not value.is_graph_output() and all(n.op_type in _VIEWS and is_standard(n) for n in readers)
+
+
+def _axes(node: ir.Node) -> list[int] | None:
+    """Return the axes of a Squeeze or Unsqueeze where they are counted from the start."""
+    if node.op_type not in ("Squeeze", "Unsqueeze"):
+        return None
+    if node_opset(node) < 13:
+        found = node.attributes.get_ints("axes", None)
+        axes = list(found) if found is not None else None
+    else:
+        given = constant(input_at(node, 1))
+        axes = [int(axis) for axis in given] if given is not None else None
+    return axes if axes and min(axes) >= 0 else None
+
+
+def _merge_axes(node: ir.Node, before: ir.Node) -> Outcome:
+    """Merge Unsqueezes by their axes, and cancel a Squeeze of what was unsqueezed, whatever the shape is."""
+    first, second = _axes(before), _axes(node)
+    if first is None or second is None or before.inputs[0] is None:
+        return None
+    if before.op_type == "Unsqueeze" and node.op_type == "Unsqueeze":
+        rank = max(first) + len(second) + max(second) + 1
+        free = [axis for axis in range(rank) if axis not in second]
+        axes = sorted([*second, *(free[axis] for axis in first)])
+        if node_opset(node) < 13:
+            return _replace(node, "Unsqueeze", [before.inputs[0]], {"axes": axes})
+        operand = new_initializer(graph_of(node), np.array(axes, np.int64), f"{node.outputs[0].name}_axes")
+        return _replace(node, "Unsqueeze", [before.inputs[0], operand])
+    if before.op_type != node.op_type and sorted(first) == sorted(second):
+        source = before.inputs[0]
+        if not replace_uses(node.outputs[0], source):
+            return None
+        retire(node)
+        return source
+    return None
 
 
 def _merge_reshapes(node: ir.Node, before: ir.Node) -> Outcome:
@@ -88,12 +135,16 @@ def _perm(node: ir.Node, rank: int) -> list[int]:
     return list(node.attributes.get_ints("perm", range(rank)[::-1]))
 
 
-def _merge_transposes(node: ir.Node, before: ir.Node) -> Outcome:
+def _merge_transposes(node: ir.Node, before: ir.Node, alone: bool) -> Outcome:
     given = node.attributes.get_ints("perm", None) or before.attributes.get_ints("perm", None)
     if given is None:
         return None
     first, second = _perm(before, len(given)), _perm(node, len(given))
-    return _replace(node, "Transpose", [before.inputs[0]], {"perm": [first[axis] for axis in second]})
+    perm, source = [first[axis] for axis in second], before.inputs[0]
+    if perm == list(range(len(perm))) and source is not None and replace_uses(node.outputs[0], source):
+        retire(node)
+        return source
+    return _replace(node, "Transpose", [source], {"perm": perm}) if alone else None
 
 
 def _swap(node: ir.Node, before: ir.Node) -> Outcome:

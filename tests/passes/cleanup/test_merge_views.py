@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.merge_views import MergeViews
+from onnxedge_passes.cleanup.merge_views import MergeViews
 
 HEAD = "g (float[2, 3, 4] x) => (float[A, B] y)"
 

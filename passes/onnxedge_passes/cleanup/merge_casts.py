@@ -1,0 +1,84 @@
+"""Casts in a row, and casts to the type of another value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from onnxedge.api import Context, is_standard, replace_uses
+from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, replace_node, retire
+
+_SIGNED = {ir.DataType.INT8: 7, ir.DataType.INT16: 15, ir.DataType.INT32: 31, ir.DataType.INT64: 63}
+_UNSIGNED = {ir.DataType.UINT8: 8, ir.DataType.UINT16: 16, ir.DataType.UINT32: 32, ir.DataType.UINT64: 64}
+_FLOATS = {  #: bits of the significand, and what is held without loss
+    ir.DataType.FLOAT16: (11, ()),
+    ir.DataType.BFLOAT16: (8, ()),
+    ir.DataType.FLOAT: (24, (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)),
+    ir.DataType.DOUBLE: (53, (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeCasts(Rule):
+    """Cast once what is cast twice, and write a cast to another value's type as a plain Cast.
+
+    Before: ``y = Cast<to=FLOAT16>(Cast<to=FLOAT>(x))`` with ``x: float16[N]``; ``y = CastLike(x, t)``
+    After:  ``y = x``; ``y = Cast<to=FLOAT16>(x)`` with ``t: float16[M]``
+
+    Left alone: a first cast that may lose digits or range; a float that would be cast to an integer in another way
+    where it is out of range; types that are not known.
+    accuracy: exact. Source: own.
+    """
+
+    name: ClassVar[str] = "merge-casts"
+    roots: ClassVar[tuple[str, ...]] = ("Cast", "CastLike")
+
+    def rewrite(self, node: ir.Node, context: Context) -> Outcome:
+        """Look at the cast before this one."""
+        source = node.inputs[0]
+        if source is None:
+            return None
+        if node.op_type == "CastLike":
+            like = input_at(node, 1)
+            if like is None or like.dtype is None:
+                return None
+            attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+            return replace_node(node, "Cast", [source], {"to": int(like.dtype), **attributes})
+        before, to = source.producer(), node.attributes.get_int("to", 0)
+        if before is None or before.op_type != "Cast" or not is_standard(before) or before.graph is not node.graph:
+            return None
+        first = before.inputs[0]
+        if first is None or first.dtype is None or not _is_redundant(first.dtype, before, ir.DataType(to)):
+            return None
+        if first.dtype == to:
+            if not replace_uses(node.outputs[0], first):
+                return None
+            retire(node)
+            return first
+        node.replace_input_with(0, first)
+        retire(before)
+        return node.outputs[0]
+
+
+def _is_redundant(source: ir.DataType, before: ir.Node, to: ir.DataType) -> bool:
+    """Tell whether casting by way of ``before`` is the same as casting at once, whatever the value."""
+    middle = ir.DataType(before.attributes.get_int("to", 0))
+    if ir.DataType.STRING in (source, middle, to) or not _holds(middle, source):
+        return False
+    if to in _SIGNED or to in _UNSIGNED:
+        return (source not in _FLOATS and middle not in _FLOATS) or _holds(to, source)
+    return to in _FLOATS or to == ir.DataType.BOOL
+
+
+def _holds(wide: ir.DataType, narrow: ir.DataType) -> bool:
+    """Tell whether a type holds each value of another."""
+    if wide == narrow or narrow == ir.DataType.BOOL:
+        return wide in _FLOATS or wide in _SIGNED or wide in _UNSIGNED or wide == narrow
+    if wide in _FLOATS:
+        digits, floats = _FLOATS[wide]
+        return narrow in floats or _SIGNED.get(narrow, _UNSIGNED.get(narrow, 99)) <= digits
+    if wide in _SIGNED:
+        return _SIGNED.get(narrow, _UNSIGNED.get(narrow, 99)) <= _SIGNED[wide]
+    return wide in _UNSIGNED and _UNSIGNED.get(narrow, 99) <= _UNSIGNED[wide]

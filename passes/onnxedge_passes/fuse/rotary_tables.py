@@ -1,0 +1,190 @@
+"""Cosines and sines of a rotary embedding in the forms that kernels take, written once for all that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxedge.api import (
+    Context,
+    constant,
+    drop_if_unused,
+    graph_of,
+    insert_after,
+    insert_before,
+    is_standard,
+    new_initializer,
+)
+from onnxedge_passes.cleanup.worklist import input_at, node_opset
+
+_FAR = 16  #: nodes between a table and what shows that each of its numbers stands in it twice
+_POINTWISE = ("Cos", "Sin", "Cast", "Identity", "Neg")
+
+
+class Tables:
+    """Write the tables that a call of the kernel reads.
+
+    Args:
+        node: the Add that ends the embedding.
+        x: what is turned, ``[B, H, T, D]`` or ``[B, T, H, D]``.
+        tokens: the axis of tokens, 2 or 1.
+        batched: whether each sample has positions of its own.
+        interleaved: whether neighbours are pairs, not halves.
+        context: keeps what was written for others.
+    """
+
+    def __init__(
+        self, node: ir.Node, x: ir.Value, tokens: int, *, batched: bool, interleaved: bool, context: Context
+    ) -> None:
+        self.node, self.x, self.tokens, self.batched, self.interleaved = node, x, tokens, batched, interleaved
+        self.graph = graph_of(node)
+        self.made: dict[tuple[object, ...], ir.Value] = context.analysis("fuse-rotary-embedding: tables", dict)
+        self.after: ir.Node | None = None
+        self.before: ir.Node = node
+
+    def repeats(self, value: ir.Value | None, left: int = _FAR) -> bool:
+        """Tell whether both features of each pair have the same number."""
+        array = constant(value)
+        if array is not None:
+            count = array.shape[-1] if array.ndim else 0
+            if count % 2:
+                return False
+            pairs = (array[..., ::2], array[..., 1::2]) if self.interleaved else np.split(array, 2, axis=-1)
+            return bool(np.array_equal(pairs[0], pairs[1]))
+        node = value.producer() if value is not None else None
+        if value is None or node is None or not is_standard(node) or left <= 0:
+            return False
+        if node.op_type in _POINTWISE:
+            return self.repeats(node.inputs[0], left - 1)
+        if node.op_type in ("Mul", "Div", "Add"):
+            return all(self._is_one(source) or self.repeats(source, left - 1) for source in node.inputs)
+        if node.op_type in ("Squeeze", "Unsqueeze"):
+            return _keeps_last(node) and self.repeats(node.inputs[0], left - 1)
+        if node.op_type == "Gather" and value.shape is not None:
+            data = node.inputs[0]
+            rank = len(data.shape) if data is not None and data.shape is not None else 0
+            return rank > 1 and node.attributes.get_int("axis", 0) % rank < rank - 1 and self.repeats(data, left - 1)
+        if node.op_type == "Concat" and value.shape is not None and not self.interleaved:
+            last = node.attributes.get_int("axis", 0) in (-1, len(value.shape) - 1)
+            return last and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]
+        return False
+
+    def _is_one(self, value: ir.Value | None) -> bool:
+        return value is not None and value.shape is not None and (not len(value.shape) or value.shape[-1] == 1)
+
+    def table(self, value: ir.Value) -> ir.Value:
+        """Return ``[T, D/2]``, or ``[B * T, D/2]`` where each sample has positions of its own."""
+        return self._once("table", value, lambda: self._reshape(self._halved(value), [-1, self._half(value)]))
+
+    def batched_table(self, value: ir.Value) -> ir.Value:
+        """Return ``[B, T, D/2]``."""
+        half = self._half(value)
+        if self.batched:
+            first = value.shape[0] if value.shape is not None else None
+            sides = [first, -1, half] if isinstance(first, int) else [0, -1, half]
+            return self._once("batched", value, lambda: self._reshape(self._halved(value), sides))
+        single = self._once("single", value, lambda: self._reshape(self._halved(value), [1, -1, half]))
+        dims = self.x.shape
+        if dims is not None and dims[0] == 1:
+            return single
+        if dims is not None and isinstance(dims[0], int):
+            size = dims[0]
+            return self._once(
+                f"expanded {size}", value, lambda: self._put("Expand", [single, self._ints([size, 1, 1])], like=value)
+            )
+        self.after, self.before = None, self.node
+        shape = self._put("Shape", [self.x], integer=True)
+        batch = self._put("Gather", [shape, self._ints([0])], integer=True)
+        target = self._put("Concat", [batch, self._ints([1, 1])], integer=True, axis=0)
+        return self._put("Expand", [single, target], like=value)
+
+    def positions(self, value: ir.Value) -> ir.Value:
+        """Return the row of the table for each token, or the row of the first one."""
+        if not self.batched:
+            return self._once("first", value, lambda: self._ints([0]))
+        return self._once("rows", value, lambda: self._rows(value))
+
+    def _rows(self, value: ir.Value) -> ir.Value:
+        shape = self._put("Shape", [value], integer=True)
+        sides = self._put("Gather", [shape, self._ints([0, self.tokens])], integer=True)
+        axes: list[ir.Value] = [self._ints([0])] if node_opset(self.node) >= 18 else []
+        attributes = {"keepdims": 0} if axes else {"keepdims": 0, "axes": [0]}
+        count = self._put("ReduceProd", [sides, *axes], integer=True, **attributes)
+        row = self._put("Range", [self._int(0), count, self._int(1)], integer=True)
+        return self._put("Reshape", [row, sides], integer=True)
+
+    def _once(self, kind: str, value: ir.Value, write: Any) -> ir.Value:
+        key = (kind, value, id(self.graph), self.interleaved)
+        old = self.made.get(key)
+        if old is not None and old.uses():
+            return old
+        producer = value.producer()
+        own = producer is not None and producer.graph is self.node.graph
+        self.after, self.before = producer if own else None, self.graph[0]
+        new: ir.Value = write()
+        self.made[key] = new
+        return new
+
+    def _half(self, value: ir.Value) -> int:
+        size = value.shape[-1] if value.shape is not None else None
+        assert isinstance(size, int)
+        return size // 2
+
+    def _halved(self, value: ir.Value) -> ir.Value:
+        """Return one number for each pair."""
+        array = constant(value)
+        half = self._half(value)
+        if array is not None:
+            return new_initializer(self.graph, array[..., ::2] if self.interleaved else array[..., :half], "rotary")
+        if node_opset(self.node) < 10 and not self.interleaved:
+            return self._put("Slice", [value], like=value, axes=[-1], starts=[0], ends=[half])
+        step = 2 if self.interleaved else 1
+        bounds = [self._ints([number]) for number in (0, half * step, -1, step)]
+        return self._put("Slice", [value, *bounds], like=value)
+
+    def _reshape(self, value: ir.Value, shape: list[int]) -> ir.Value:
+        array = constant(value)
+        if array is not None:
+            drop_if_unused(value)
+            return new_initializer(self.graph, array.reshape(shape), "rotary")
+        return self._put("Reshape", [value, self._ints(shape)], like=value)
+
+    def _put(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        *,
+        like: ir.Value | None = None,
+        integer: bool = False,
+        **attributes: Any,
+    ) -> ir.Value:
+        options: dict[str, Any] = {"attributes": attributes, "outputs": [f"rotary_{op_type.lower()}"]}
+        if self.after is None:
+            node = insert_before(self.before, op_type, inputs, **options)
+        else:
+            node = self.after = insert_after(self.after, op_type, inputs, **options)
+        value = node.outputs[0]
+        value.type = like.type if like is not None else ir.TensorType(ir.DataType.INT64) if integer else None
+        return value
+
+    def _ints(self, numbers: list[int]) -> ir.Value:
+        return new_initializer(self.graph, np.array(numbers, np.int64), "rotary_numbers")
+
+    def _int(self, number: int) -> ir.Value:
+        return new_initializer(self.graph, np.array(number, np.int64), "rotary_number")
+
+
+def _keeps_last(node: ir.Node) -> bool:
+    """Tell whether a Squeeze or Unsqueeze leaves the last axis of its input the last."""
+    source, output = node.inputs[0], node.outputs[0]
+    axes = constant(input_at(node, 1)) if len(node.inputs) > 1 else node.attributes.get_ints("axes", None)
+    if axes is None or source is None or source.shape is None:
+        return False
+    wider = output if node.op_type == "Unsqueeze" else source
+    if wider.shape is None:
+        return False
+    rank = len(wider.shape)
+    return all(int(axis) % rank != rank - 1 for axis in np.ravel(axes))

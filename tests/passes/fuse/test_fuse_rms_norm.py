@@ -1,0 +1,92 @@
+"""fuse-rms-norm: spellings of several exporters, the standard operator, and the spelling that the runtime fuses."""
+
+from __future__ import annotations
+
+import pytest
+from onnxedge_passes.fuse.fuse_rms_norm import FuseRmsNorm
+
+HEAD = "g (float[N, 3, 4] x) => (float[N, 3, 4] y)"
+SCALE = "float[4] g = {1, 2, -1, 0.5}"
+CONSTANTS = (
+    f"<{SCALE}, float e = {{0.001}}, float one = {{1}}, float two = {{2}}, float mh = {{-0.5}}, int64[1] ax = {{-1}}>"
+)
+VARIANCE = "v = ReduceMean(q, ax) w = Add(v, e)"
+SPELLINGS = {
+    "product, Reciprocal": f"q = Mul(x, x) {VARIANCE} s = Sqrt(w) r = Reciprocal(s) n = Mul(x, r) y = Mul(n, g)",
+    "gamma first": f"q = Pow(x, two) {VARIANCE} s = Sqrt(w) r = Reciprocal(s) n = Mul(x, r) y = Mul(g, n)",
+    "Pow": f"q = Pow(x, two) {VARIANCE} r = Pow(w, mh) n = Mul(r, x) y = Mul(g, n)",
+    "gamma into the root": f"q = Mul(x, x) {VARIANCE} s = Sqrt(w) r = Div(g, s) y = Mul(x, r)",
+    "ReduceSumSquare": "v = ReduceSumSquare(x, ax) h = Mul(v, quarter) w = Add(h, e) s = Sqrt(w) n = Div(x, s)"
+    " y = Mul(n, g)",
+}
+BY_RUNTIME = {
+    "Div": f"q = Pow(x, two) {VARIANCE} s = Sqrt(w) n = Div(x, s) y = Mul(n, g)",
+    "Div of one": f"q = Pow(x, two) {VARIANCE} s = Sqrt(w) r = Div(one, s) n = Mul(x, r) y = Mul(g, n)",
+}
+OTHERS = {
+    "layer normalization": "m = ReduceMean(x, ax) d = Sub(x, m) q = Mul(d, d) v = ReduceMean(q, ax) w = Add(v, e)"
+    " s = Sqrt(w) n = Div(d, s) y = Mul(n, g)",
+    "no root": f"q = Mul(x, x) {VARIANCE} n = Div(x, w) y = Mul(n, g)",
+    "sum for mean": "q = Mul(x, x) v = ReduceSum(q, ax) w = Add(v, e) s = Sqrt(w) n = Div(x, s) y = Mul(n, g)",
+    "another axis": "q = Mul(x, x) v = ReduceMean(q, middle) w = Add(v, e) s = Sqrt(w) n = Div(x, s) y = Mul(n, g)",
+}
+
+
+def with_constants(body: str) -> str:
+    constants = CONSTANTS.replace(">", ", float quarter = {0.25}, int64[1] middle = {1}>")
+    return f"{HEAD} {constants} {{ {body} }}"
+
+
+@pytest.mark.parametrize("body", [*SPELLINGS.values(), *BY_RUNTIME.values()], ids=[*SPELLINGS, *BY_RUNTIME])
+def test_the_standard_operator_at_opset_23(check, body: str) -> None:
+    check(
+        FuseRmsNorm(),
+        with_constants(body),
+        f"{HEAD} <{SCALE}> {{ y = RMSNormalization<axis=-1, epsilon=0.001>(x, g) }}",
+        opset=23,
+        ir_version=11,
+        target="generic",
+    )
+
+
+@pytest.mark.parametrize("body", SPELLINGS.values(), ids=SPELLINGS)
+def test_the_runtimes_spelling_before(check, body: str) -> None:
+    check(FuseRmsNorm(), with_constants(body), with_constants(BY_RUNTIME["Div"]), opset=18)
+
+
+@pytest.mark.parametrize("body", BY_RUNTIME.values(), ids=BY_RUNTIME)
+def test_what_the_runtime_fuses_stays(check, body: str) -> None:
+    reasons = check(FuseRmsNorm(), with_constants(body), opset=18)
+    assert reasons == ["RMS normalization left as it is: the runtime fuses this spelling itself"]
+
+
+@pytest.mark.parametrize("body", OTHERS.values(), ids=OTHERS)
+def test_stays(check, body: str) -> None:
+    assert check(FuseRmsNorm(), with_constants(body), opset=23, ir_version=11) == []
+
+
+def test_old_opset_on_other_targets_is_said(check) -> None:
+    reasons = check(FuseRmsNorm(), with_constants(BY_RUNTIME["Div"]), opset=18, target="generic")
+    assert reasons == ["RMS normalization not fused: the operator comes with opset 23"]
+
+
+def test_another_reader_is_said(check) -> None:
+    text = with_constants(BY_RUNTIME["Div"] + " z = Relu(w)").replace("=> (", "=> (float[N, 3, 1] z, ")
+    reasons = check(FuseRmsNorm(), text, opset=23, ir_version=11)
+    assert reasons == ["RMS normalization not fused: a value inside it has other readers"]
+
+
+def test_without_a_scale_before_opset_23_is_said(check) -> None:
+    text = with_constants(f"q = Mul(x, x) {VARIANCE} s = Sqrt(w) y = Div(x, s)")
+    reasons = check(FuseRmsNorm(), text, opset=18)
+    assert reasons == ["RMS normalization not fused: before opset 23 the runtime knows only one with a scale"]
+
+
+def test_float16_with_casts_inside(rewritten) -> None:
+    body = (
+        f"f = Cast<to=1>(x) q = Pow(f, two) {VARIANCE} s = Sqrt(w) r = Reciprocal(s) n = Mul(f, r)"
+        " h = Cast<to=10>(n) gh = Cast<to=10>(g) y = Mul(gh, h)"
+    )
+    text = with_constants(body).replace("float[N", "float16[N")
+    model, _ = rewritten(FuseRmsNorm(), text, opset=23, ir_version=11)
+    assert [node.op_type for node in model.graph].count("RMSNormalization") == 1

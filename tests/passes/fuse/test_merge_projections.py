@@ -1,0 +1,72 @@
+"""merge-projections: any number of products of one value, with and without biases, and weights that are shared."""
+
+from __future__ import annotations
+
+import pytest
+from onnxedge_passes.fuse.merge_projections import MergeProjections
+
+HEAD = "g (float[B, 2] x) => (float[B, 2] p, float[B, 1] q)"
+WEIGHTS = "float[2, 2] v = {1, 2, 3, 4}, float[2, 1] w = {5, 6}"
+MERGED = "float[2, 3] m = {1, 2, 5, 3, 4, 6}"
+SPLIT = "p, q = Split<axis=-1>(s, n)"
+CUDA = {"target": "ort-cuda"}
+
+
+def test_products(check) -> None:
+    check(
+        MergeProjections(),
+        f"{HEAD} <{WEIGHTS}> {{ z = Relu(x) p = MatMul(z, v) q = MatMul(z, w) }}",
+        f"{HEAD} <{MERGED}, int64[2] n = {{2, 1}}> {{ z = Relu(x) s = MatMul(z, m) {SPLIT} }}",
+        **CUDA,
+    )
+
+
+def test_a_graph_input_and_an_old_opset(check) -> None:
+    check(
+        MergeProjections(),
+        f"{HEAD} <{WEIGHTS}> {{ p = MatMul(x, v) q = MatMul(x, w) }}",
+        f"{HEAD} <{MERGED}> {{ s = MatMul(x, m) p, q = Split<axis=-1, split=[2, 1]>(s) }}",
+        opset=11,
+        **CUDA,
+    )
+
+
+def test_biases(check) -> None:
+    biases = "float[2] a = {7, 8}, float[1] b = {9}"
+    check(
+        MergeProjections(),
+        f"{HEAD} <{WEIGHTS}, {biases}> {{ t = MatMul(x, v) p = Add(t, a) u = MatMul(x, w) q = Add(b, u) }}",
+        f"{HEAD} <{MERGED}, float[3] b = {{7, 8, 9}}, int64[2] n = {{2, 1}}>"
+        f" {{ t = MatMul(x, m) s = Add(t, b) {SPLIT} }}",
+        **CUDA,
+    )
+
+
+def test_gemm(check) -> None:
+    turned = "float[2, 2] v = {1, 3, 2, 4}, float[2, 1] w = {5, 6}, float[2] a = {7, 8}, float[1] b = {9}"
+    check(
+        MergeProjections(),
+        f"{HEAD} <{turned}> {{ p = Gemm<transB=1>(x, v, a) q = Gemm(x, w, b) }}",
+        f"{HEAD} <{MERGED}, float[3] b = {{7, 8, 9}}, int64[2] n = {{2, 1}}> {{ s = Gemm(x, m, b) {SPLIT} }}",
+        **CUDA,
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"<{WEIGHTS}> {{ p = MatMul(x, v) y = Relu(x) q = MatMul(y, w) }}",
+        f"<{WEIGHTS}, float[1] b = {{9}}> {{ p = MatMul(x, v) u = MatMul(x, w) q = Add(u, b) }}",
+        "<float[2, 2] v = {1, 2, 3, 4}> { p = MatMul(x, v) r = MatMul(x, v) q = ReduceSum(r) }",
+        "<float[2, 2] v = {1, 2, 3, 4}> { p = MatMul(x, v) t = Transpose<perm=[1, 0]>(x) r = MatMul(x, t)"
+        " q = ReduceSum(r) }",
+    ],
+    ids=["another value", "one bias", "a shared weight", "a weight at run time"],
+)
+def test_stays(check, body: str) -> None:
+    assert check(MergeProjections(), f"{HEAD.replace('float[B, 1] q', 'float q')} {body}", **CUDA) == []
+
+
+def test_other_targets(check) -> None:
+    body = f"<{WEIGHTS}> {{ p = MatMul(x, v) q = MatMul(x, w) }}"
+    assert check(MergeProjections(), f"{HEAD} {body}", target="ort-cpu") == []
