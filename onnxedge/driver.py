@@ -24,6 +24,7 @@ from onnxedge.manager import Manager, Stage, Verify, dump_name
 from onnxedge.measure import Judge, measure_size
 from onnxedge.metrics import load_metric
 from onnxedge.model import io
+from onnxedge.model.copy import copied
 from onnxedge.model.edit import refresh_scopes
 from onnxedge.passes import Context, Pass, Progress, Silent
 from onnxedge.pipeline import format_pipeline, parse_pipeline
@@ -49,11 +50,15 @@ class Optimized:
 def _rare_collection() -> Iterator[None]:
     """Look for garbage rarely: graphs are made of millions of objects that live on, and each sweep visits them."""
     was = gc.get_threshold()
-    gc.set_threshold(max(was[0], 50_000) if was[0] else 0, *was[1:])
+    if was[0]:
+        gc.set_threshold(max(was[0], 200_000), 1_000, 1_000)
+    thaws = not gc.get_freeze_count()
     try:
         yield
     finally:
         gc.set_threshold(*was)
+        if thaws:
+            gc.unfreeze()
 
 
 @_rare_collection()
@@ -128,7 +133,7 @@ def optimize(
     _check_written(output, report, folder, steps, files)
 
     progress, watch = progress or Silent(), watch or (lambda line: None)
-    shaped = original.clone()
+    shaped = copied(original)
     infer_shapes(shaped)
     refresh_scopes(shaped)
     samples = Samples()
@@ -164,9 +169,8 @@ def optimize(
     made = folder is not None and _make_folder(folder)
 
     feed = samples.feeds[0] if measure and samples.feeds else None
-    before = measure_size(shaped, feed=feed, shaped=shaped, original=original)
-    if model_files:
-        before = replace(before, file_bytes=_total_bytes(model_files))
+    file_size = _total_bytes(model_files) if model_files else None
+    before = measure_size(shaped, feed=feed, shaped=shaped, original=original, written=file_size)
     manager = Manager(
         context,
         samples.feeds,
@@ -180,6 +184,7 @@ def optimize(
         assess=judge.fidelity if judge else lambda _: None,
         watch=watch,
     )
+    gc.freeze()  # what is there by now stays until the end: collections need not look at it
     try:
         stages = manager.run(original, shaped, steps)
         if judge is not None:
@@ -231,7 +236,7 @@ def optimize(
 def load_model(model: Source) -> ir.Model:
     """Return an ``onnx_ir`` model that shares nothing mutable with what was given."""
     if isinstance(model, ir.Model):
-        return model.clone()
+        return copied(model)
     if isinstance(model, onnx.ModelProto):
         copy = onnx.ModelProto()
         copy.CopyFrom(model)  # tensors of the graph are views of the protobuf, a new name would reach it

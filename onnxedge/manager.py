@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Literal
 import onnx_ir as ir
 
 from onnxedge.errors import PassError, UserError, first_line
+from onnxedge.model.copy import copied
 from onnxedge.model.edit import graphs_of, refresh_scopes
 from onnxedge.model.io import data_file, save
 from onnxedge.model.spill import forget_pages
@@ -23,6 +25,7 @@ from onnxedge.verify import Broken, Difference, Outputs, check_numbers, check_st
 
 Verify = Literal["off", "structure", "numeric"]
 logger = logging.getLogger(__name__)
+_MANY_NODES = 10_000
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ class Manager:
         for number, step in enumerate(passes[len(stages) - 1 :], len(stages)):
             self.watch(f"{number}/{len(passes)} {format_pass(step)}")
             stage = self._step(stages[-1], step, passes)
+            if number < len(passes) and len(stages[-1].model.graph) > _MANY_NODES:
+                gc.collect()  # a graph refers to itself: what a pass left behind would stay in memory
             stages.append(replace(stage, note_count=len(self.context.notes)))
             self._dump(stage.model, number, step)
         return stages
@@ -148,7 +153,7 @@ class Manager:
         if step.needs_calibration and self.context.unrunnable:
             self.context.note(None, f"left alone, it cannot be calibrated or measured: {self.context.unrunnable}")
             return self._unchanged(before, step, Result(), 0.0)
-        model = before.shaped.clone()
+        model = copied(before.shaped)
         refresh_scopes(model)
         start = time.perf_counter()
         try:

@@ -38,6 +38,7 @@ def measure_size(
     shaped: ir.Model | None = None,
     feed: Feed | None = None,
     original: ir.Model | None = None,
+    written: int | None = None,
 ) -> Measure:
     """Return the size of a model.
 
@@ -47,7 +48,10 @@ def measure_size(
         shaped: the same with shapes inferred, where the caller has it.
         feed: one sample, whose sizes are taken for the inputs' free dimensions; without it they stay unknown.
         original: what it was made from, whose declared shapes are written again.
+        written: bytes of its files, where the caller knows them.
     """
+    if written is None:
+        written = file_bytes(path) if path is not None else written_bytes(model, original)
     graphs = list(graphs_of(model))
     tensors = [v.const_value for graph in graphs for v in graph.initializers.values() if v.const_value is not None]
     constants = [constant_node_tensor(n) for graph in graphs for n in graph if n.op_type == "Constant"]
@@ -57,7 +61,7 @@ def measure_size(
         parameters=sum(t.size for t in dense),
         weight_bytes=weight_bytes(model)
         + sum(t.nbytes for t in constants if t is not None and t.dtype != ir.DataType.STRING),
-        file_bytes=file_bytes(path) if path is not None else written_bytes(model, original),
+        file_bytes=written,
         macs=model_macs(_shaped(model, shaped, feed or {})),
     )
 

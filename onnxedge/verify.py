@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxedge.errors import OnnxEdgeError, first_line
 from onnxedge.metrics import sqnr_db
-from onnxedge.model.edit import constant
+from onnxedge.model.edit import constant, nest
 from onnxedge.model.skeleton import skeleton
 from onnxedge.passes import Accuracy
 
@@ -106,7 +106,7 @@ def _is_generated(dim: int | ir.SymbolicDim) -> bool:
 
 def _forget_generated(model: ir.Model) -> None:
     """Drop the names that an earlier inference gave: the next one may give them to other dimensions."""
-    for graph in model.graphs():
+    for graph in nest(model.graph):
         for value in (value for node in graph for value in node.outputs):
             shape = value.shape
             if shape is not None and any(_is_generated(dim) for dim in shape):
@@ -116,7 +116,7 @@ def _forget_generated(model: ir.Model) -> None:
 def _data_grows(model: ir.Model) -> bool:
     """Tell whether a chain of Concats multiplies what it is given, as in a doubling bomb."""
     sizes: dict[int, int] = {}
-    for graph in model.graphs():
+    for graph in nest(model.graph):
         for node in graph:
             if node.op_type == "Concat":
                 size = sum(sizes.get(id(value), 1) for value in node.inputs)
@@ -154,7 +154,7 @@ def _is_inferable(model: ir.Model) -> bool:
     """
     if model.functions and inlined_count(model) > INLINED_NODES:
         return False
-    return not any(_repeats_index(node) for graph in model.graphs() for node in graph if node.op_type == "Einsum")
+    return not any(_repeats_index(node) for graph in nest(model.graph) for node in graph if node.op_type == "Einsum")
 
 
 def inlined_count(model: ir.Model) -> float:

@@ -20,12 +20,12 @@ Array = np.ndarray[Any, Any]
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
     """Yield the main graph and every subgraph, then the graphs of local functions."""
-    yield from _nest(model.graph)
+    yield from nest(model.graph)
     for function in model.functions.values():
-        yield from _nest(function.graph)
+        yield from nest(function.graph)
 
 
-def _nest(graph: ir.Graph) -> list[ir.Graph]:
+def nest(graph: ir.Graph) -> list[ir.Graph]:
     """Return a graph and those inside it, outer ones first."""
     found: list[ir.Graph] = []
     stack = [graph]
@@ -34,7 +34,7 @@ def _nest(graph: ir.Graph) -> list[ir.Graph]:
         found.append(outer)
         inner: list[ir.Graph] = []
         for node in outer:
-            for attribute in node.attributes.values():
+            for attribute in node.attributes.data.values():  # the mapping's own views are slow, and there are many
                 if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
                     inner.append(attribute.as_graph())
                 elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
@@ -108,6 +108,8 @@ def graph_of(node: ir.Node) -> ir.Graph:
         ValueError: the node is in no graph.
     """
     graph = node.graph
+    if type(graph) is ir.Graph:  # at once: to ask whether it is a function takes long, that class is a protocol
+        return graph
     if isinstance(graph, ir.Function):
         return graph.graph
     if graph is None:
@@ -121,7 +123,8 @@ def new_initializer(graph: ir.Graph, array: Array, name: str) -> ir.Value:
     A local function has no initializers: there a Constant node is put first and its output returned.
     """
     array = spilled(array) if scope_of(graph).spills else np.ascontiguousarray(array).reshape(array.shape)
-    value = ir.val(unique_name(graph, name), const_value=ir.tensor(array))
+    tensor = ir.Tensor(array)  # ``ir.tensor`` asks first what it was given, which takes longer than all the rest
+    value = ir.val(unique_name(graph, name), const_value=tensor)
     return add_initializer(graph, value)
 
 
@@ -333,11 +336,13 @@ def remove_node(node: ir.Node) -> None:
     """
     if node.graph is None:
         return
+    if any(use_count(value) or value.is_graph_output() for value in node.outputs):
+        raise ValueError(f"node {node.name!r} cannot be removed: an output is read or exported")
     inputs = [value for value in node.inputs if value is not None]
-    if len(node.inputs) > _WIDE and not any(use_count(v) or v.is_graph_output() for v in node.outputs):
-        _write_inputs(node, dict.fromkeys(range(len(node.inputs))))
-        node._inputs = ()
-    node.graph.remove(node, safe=True)
+    graph = graph_of(node)
+    _write_inputs(node, dict.fromkeys(range(len(node.inputs))))
+    node.graph = None
+    graph._nodes.remove(node)  # ``graph.remove`` of onnx_ir 1.1 looks at all outputs of the graph each time
     for value in dict.fromkeys([*inputs, *release_captured(node)]):
         drop_if_unused(value)
 

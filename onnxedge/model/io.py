@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from onnxedge.errors import UserError, first_line
 from onnxedge.model.check import check_external_data, check_graphs, check_tensors, check_versions
+from onnxedge.model.copy import copied
 from onnxedge.model.edit import graphs_of
 from onnxedge.model.skeleton import large_bytes, skeleton
 from onnxedge.model.sparse import densified
@@ -137,7 +138,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 def _embedded(model: ir.Model) -> ir.Model:
     if not has_external_data(model):
         return model
-    copy = model.clone()
+    copy = copied(model)
     for graph in graphs_of(copy):
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
@@ -184,7 +185,7 @@ def without_inferred(model: ir.Model, original: ir.Model | None = None) -> ir.Mo
     Kept are the outputs of operators that onnx does not know, and what ``original`` declared for values still there.
     """
     declared = _declared(original)
-    copy = model.clone()
+    copy = copied(model)
     for graph in graphs_of(copy):
         for node in graph:
             if node.domain not in ("", "ai.onnx") or any(v.name in declared for v in node.outputs):
@@ -277,7 +278,7 @@ def _named_by(path: Path) -> list[Path]:
 
 def _with_weights(model: ir.Model, placed: Mapping[int, ir.TensorProtocol]) -> onnx.ModelProto:
     """Return the protobuf of a model with other tensors in place of some, given by ``id``; all others are embedded."""
-    copy = model.clone()
+    copy = copied(model)
     for graph in graphs_of(copy):
         for value in graph.initializers.values():
             value.const_value = placed.get(id(value.const_value), value.const_value)

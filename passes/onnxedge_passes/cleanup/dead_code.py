@@ -38,11 +38,18 @@ class DeadCode(Pass):
 
 def _remove_nodes(model: ir.Model) -> None:
     """Remove dead nodes; where one with subgraphs goes, what only they read is dead, too."""
-    while True:
+    while not all(_is_tidy(node) for graph in graphs_of(model) for node in graph):
         control = [node for graph in graphs_of(model) for node in graph if any(subgraphs(node))]
         RemoveUnusedNodesPass()(model)
         if not [value for node in control if node.graph is None for value in release_captured(node)]:
             return
+
+
+def _is_tidy(node: ir.Node) -> bool:
+    """Tell whether the pass of onnx_ir, which looks at much more, has nothing to do at a node."""
+    if not node.outputs or node.op_type == "BatchNormalization" or (node.inputs and node.inputs[-1] is None):
+        return False
+    return all(use_count(value) or value.is_graph_output() for value in node.outputs)
 
 
 def _size(model: ir.Model) -> int:

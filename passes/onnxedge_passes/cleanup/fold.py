@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxedge.api import Context, Pass, Result
+from onnxedge.api import Context, Result
 from onnxedge_passes.cleanup.cancel_pairs import CancelPairs
 from onnxedge_passes.cleanup.cancel_views import CancelViews
 from onnxedge_passes.cleanup.common_subexpressions import CommonSubexpressions
 from onnxedge_passes.cleanup.dead_code import DeadCode
 from onnxedge_passes.cleanup.eliminate_identity import EliminateIdentity
-from onnxedge_passes.cleanup.fold_constants import FoldConstants
+from onnxedge_passes.cleanup.fold_constants import Bounded, FoldConstants
 from onnxedge_passes.cleanup.freeze_initializers import FreezeInitializers, are_fixed, freeze
 from onnxedge_passes.cleanup.inline_if import InlineIf
 from onnxedge_passes.cleanup.inline_loop import InlineLoop
@@ -40,7 +40,7 @@ RULES: tuple[Rule, ...] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fold(Pass):
+class Fold(Bounded):
     """Fold constants, remove nodes that change nothing, repeated and dead ones, until nothing is left to do.
 
     Before: an exporter's graph with its shape arithmetic, Identity nodes and Constant nodes
@@ -52,17 +52,12 @@ class Fold(Pass):
     """
 
     name: ClassVar[str] = "fold"
-    max_constant_bytes: int = 1 << 20  #: a node that needs more bytes than this beyond what it frees is not folded
-    max_growth: float = 0.1  #: share of the model's weight bytes that folding may add
-    dequantize: bool = False  #: fold DequantizeLinear of constants too: larger, float weights
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Run the passes in turn until a round changes nothing."""
         passes = (
             DeadCode(),
-            FoldConstants(
-                max_constant_bytes=self.max_constant_bytes, max_growth=self.max_growth, dequantize=self.dequantize
-            ),
+            FoldConstants(**{bound.name: getattr(self, bound.name) for bound in fields(Bounded)}),
             InlineIf(),
             InlineLoop(),
             CommonSubexpressions(),

@@ -17,6 +17,7 @@ from onnxedge.api import (
     Context,
     Pass,
     Result,
+    UserError,
     add_initializer,
     constant,
     constant_tensor,
@@ -59,7 +60,24 @@ _PLAIN = frozenset(kind for kind in ir.DataType if kind.name in _KINDS.split(" "
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldConstants(Pass):
+class Bounded(Pass):
+    """Hold the bounds of folding, for the pass and for the family that it belongs to."""
+
+    max_constant_bytes: int = 1 << 20  #: a node that needs more bytes than this beyond what it frees is not folded
+    max_growth: float = 0.1  #: share of the model's weight bytes that all folding together may add
+    dequantize: bool = False  #: fold DequantizeLinear of constants too: larger, float weights
+    max_memory_bytes: int = 1 << 30  #: memory that computing constants may take, beyond the constants themselves
+    max_seconds: float = 10.0  #: time that computing constants may take at once
+
+    def requires(self, model: ir.Model, context: Context) -> None:
+        """Refuse bounds below 0."""
+        for key in ("max_constant_bytes", "max_growth", "max_memory_bytes", "max_seconds"):
+            if not getattr(self, key) >= 0:
+                raise UserError(f"{self.name}: {key}={getattr(self, key):g} is no bound; give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldConstants(Bounded):
     """Compute nodes whose inputs are constant, and integers that follow from known dimensions.
 
     Before: ``s = Shape(x); n = Gather(s, 1); y = Reshape(x, Concat(-1, n))`` with ``x: float[N, 64, 1, 1]``
@@ -76,11 +94,6 @@ class FoldConstants(Pass):
     """
 
     name: ClassVar[str] = "fold-constants"
-    max_constant_bytes: int = 1 << 20  #: a node that needs more bytes than this beyond what it frees is not folded
-    max_growth: float = 0.1  #: share of the model's weight bytes that all folding together may add
-    dequantize: bool = False  #: fold DequantizeLinear of constants too: larger, float weights
-    max_memory_bytes: int = 1 << 30  #: memory that computing constants may take, beyond the constants themselves
-    max_seconds: float = 10.0  #: time that computing constants may take at once
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Fold graph by graph, outer graphs first."""

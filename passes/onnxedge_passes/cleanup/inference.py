@@ -7,7 +7,7 @@ are often wrong; here only graph inputs, constants and operators without a schem
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import onnx
 import onnx_ir as ir
@@ -35,6 +35,7 @@ class Types:
         self._types: dict[ir.Value, onnx.TypeProto] = {}
         self._schemas: dict[str, onnx.defs.OpSchema | None] = {}
         self._imports = [onnx.helper.make_opsetid("", opset)]
+        self._seen: dict[Hashable, list[onnx.TypeProto | None] | None] = {}
 
     def declare(self, value: ir.Value, *, with_shape: bool = True) -> None:
         """Believe what the graph says about a value, its type alone where the shape may vary (a loop's variable)."""
@@ -86,8 +87,7 @@ class Types:
     def infer(self, node: ir.Node) -> None:
         """Infer the types of a node's outputs and write them into the graph, but for the graph's own outputs."""
         inferred = self._infer(node)
-        for value in node.outputs:
-            kind = inferred.get(value.name or "") if inferred is not None else None
+        for value, kind in zip(node.outputs, inferred or [None] * len(node.outputs), strict=True):
             if kind is None:
                 if inferred is None:
                     self.declare(value)
@@ -98,14 +98,16 @@ class Types:
             elif isinstance(value.type, ir.TensorType):  # onnx_ir's shape inference takes a sequence for its element
                 value.type, value.shape = ir.serde.deserialize_type_proto_for_type(kind), None
 
-    def _infer(self, node: ir.Node) -> dict[str, onnx.TypeProto] | None:
+    def _infer(self, node: ir.Node) -> list[onnx.TypeProto | None] | None:
         schema = self._schema(node)
         if schema is None or _is_hazard(node):
             return None
         kinds: dict[str, onnx.TypeProto] = {}
-        data: dict[str, onnx.TensorProto] = {}
+        data: dict[str, ir.TensorProtocol] = {}
+        key: list[Hashable] = [node.op_type, *(bool(value.name) for value in node.outputs), len(node.outputs)]
         for value in node.inputs:
             if value is None:
+                key.append(None)
                 continue
             if self.of(value) is None:
                 return None
@@ -114,18 +116,36 @@ class Types:
             tensor = self._small(value)
             if tensor is not None:
                 data[name] = tensor
+            key.append((self._types[value].SerializeToString(), value if tensor is not None else None))
+        if node.attributes:
+            return self._ask(schema, node, kinds, data)
+        same = tuple(key)
+        if same not in self._seen:
+            self._seen[same] = self._ask(schema, node, kinds, data)
+        return self._seen[same]
+
+    def _ask(
+        self,
+        schema: onnx.defs.OpSchema,
+        node: ir.Node,
+        kinds: dict[str, onnx.TypeProto],
+        data: dict[str, ir.TensorProtocol],
+    ) -> list[onnx.TypeProto | None] | None:
+        """Return what onnx says of a node's outputs, in order."""
         try:
             proto = ir.serde.serialize_node(node)
-            return infer_node_outputs(schema, proto, kinds, data, opset_imports=self._imports)
+            shown = {name: ir.serde.serialize_tensor(tensor) for name, tensor in data.items()}
+            found = infer_node_outputs(schema, proto, kinds, shown, opset_imports=self._imports)
+            return [found.get(value.name or "") for value in node.outputs]
         except (InferenceError, onnx.checker.ValidationError, ValueError, KeyError, RuntimeError, TypeError):
             return None  # an invalid node, or one that inference does not know: nothing is known of its outputs
 
-    def _small(self, value: ir.Value) -> onnx.TensorProto | None:
+    def _small(self, value: ir.Value) -> ir.TensorProtocol | None:
         array = self._computed(value)
-        tensor = ir.tensor(array) if array is not None else constant_tensor(value)
+        tensor = ir.Tensor(array) if array is not None else constant_tensor(value)
         if tensor is None or tensor.dtype == ir.DataType.STRING or math.prod(tensor.shape) > _DATA_LIMIT:  # type: ignore[arg-type]
             return None
-        return ir.serde.serialize_tensor(tensor)
+        return tensor
 
     def _schema(self, node: ir.Node) -> onnx.defs.OpSchema | None:
         if not is_standard(node):

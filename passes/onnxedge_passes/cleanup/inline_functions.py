@@ -10,7 +10,7 @@ from typing import ClassVar
 import onnx
 import onnx_ir as ir
 
-from onnxedge.api import Context, Pass, Result, graph_of, is_standard, node_label, scope_of, subgraphs
+from onnxedge.api import Context, Pass, Result, UserError, graph_of, is_standard, node_label, scope_of, subgraphs
 from onnxedge_passes.cleanup.splice import Splicer, hand_over, inline_nodes, needs_newer_identity
 
 Key = tuple[str, str, str]  #: domain, name and overload of a function
@@ -35,6 +35,11 @@ class InlineFunctions(Pass):
     sets_form: ClassVar[bool] = True
     names: tuple[str, ...] = ("*",)  #: patterns of names, or of ``domain::name``, of the functions to inline
     max_added_nodes: int = 10_000  #: inline nothing where the model would have more nodes than this on top
+
+    def requires(self, model: ir.Model, context: Context) -> None:
+        """Refuse a bound below 0."""
+        if self.max_added_nodes < 0:
+            raise UserError(f"{self.name}: max_added_nodes={self.max_added_nodes} is no bound; give 0 or more")
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Count first, then inline call by call, and drop the functions that nobody calls any more."""
