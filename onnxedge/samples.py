@@ -33,9 +33,9 @@ RUN_MEMORY_BYTES = min(8 << 30, 2 * MEMORY_BYTES)
 #: How often a model's weights are in memory while two models are compared, each as it is written and optimized.
 COPIES = 4
 #: A graph of more nodes is not run: ONNX Runtime's optimizer takes time that grows with their square on some.
-RUN_NODES = 50_000
-#: Nor one of more inputs: each run takes a fraction of a second then.
-RUN_INPUTS = 2_000
+RUN_NODES = 25_000
+#: Nor one of more inputs or outputs: each run takes a fraction of a second then, and loading one minutes.
+RUN_ENDS = 2_000
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,9 @@ def check_size(model: ir.Model, memory: int | None) -> None:
             f"--memory {math.ceil(need / 2**30)}GiB has it run"
         )
     inputs = [value for value in model.graph.inputs if not value.is_initializer()]
-    if len(inputs) > RUN_INPUTS:
-        raise CannotRun(f"it has {len(inputs)} inputs; samples are made for up to {RUN_INPUTS}")
+    for kind, values in (("inputs", inputs), ("outputs", list(model.graph.outputs))):
+        if len(values) > RUN_ENDS:
+            raise CannotRun(f"it has {len(values)} {kind}; ONNX Runtime takes minutes where there are over {RUN_ENDS}")
     rank = max((len(value.shape) for value in inputs if value.shape is not None), default=0)
     if rank > MAX_RANK:
         raise CannotRun(f"an input has {rank} dimensions; samples have up to {MAX_RANK}")

@@ -233,7 +233,7 @@ def _compare(model: Path, output: Path) -> None:
 
     try:
         first = session(model)
-        results = [(feed, within(first, feed, 10.0)) for feed in feeds(first)]
+        results = [(feed, within(first, feed, 3.0)) for feed in feeds(first)]
         results = [(feed, outputs) for feed, outputs in results if outputs is not None]
     except Exception:  # whatever the runtime raises, the original does not run
         return

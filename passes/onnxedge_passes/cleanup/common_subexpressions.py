@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,14 +38,15 @@ class CommonSubexpressions(Pass):
         """Merge initializers first, so that nodes that read equal ones become equal."""
         rewrites = 0
         for graph in graphs_of(model):
-            rewrites += self._merge_initializers(graph) + _merge_nodes(graph)
+            updated = _updated(graph)
+            rewrites += self._merge_initializers(graph, updated) + _merge_nodes(graph, updated)
         return Result(rewrites=rewrites)
 
-    def _merge_initializers(self, graph: ir.Graph) -> int:
+    def _merge_initializers(self, graph: ir.Graph, updated: Set[ir.Value]) -> int:
         alike: defaultdict[Hashable, list[ir.Value]] = defaultdict(list)
         for value in graph.initializers.values():
             tensor = value.const_value
-            if tensor is None or value.is_graph_input() or value.is_graph_output() or _is_updated(value):
+            if tensor is None or value.is_graph_input() or value.is_graph_output() or value in updated:
                 continue
             if tensor.dtype != ir.DataType.STRING and tensor.nbytes <= self.max_constant_bytes:
                 alike[tensor.dtype, tuple(tensor.shape)].append(value)
@@ -60,12 +61,10 @@ class CommonSubexpressions(Pass):
         return merged
 
 
-def _is_updated(value: ir.Value) -> bool:
-    """Tell whether a node may write into a value: in training ONNX Runtime updates mean and variance in place."""
-    return any(
-        use.idx in (3, 4) and use.node.op_type == "BatchNormalization" and len(use.node.outputs) > 1
-        for use in value.uses()
-    )
+def _updated(graph: ir.Graph) -> Set[ir.Value]:
+    """Return the values that a node may write into: in training ONNX Runtime updates mean and variance in place."""
+    training = (n for n in graph.all_nodes() if n.op_type == "BatchNormalization" and len(n.outputs) > 1)
+    return {value for node in training for value in node.inputs[3:5] if value is not None}
 
 
 def _by_key(values: Sequence[ir.Value], key: Callable[[ir.TensorProtocol], bytes]) -> Iterable[list[ir.Value]]:
@@ -95,15 +94,16 @@ def is_random(node: ir.Node) -> bool:
     return operator(node).random or node.op_type == "Dropout"
 
 
-def _merge_nodes(graph: ir.Graph) -> int:
+def _merge_nodes(graph: ir.Graph, updated: Set[ir.Value]) -> int:
     seen: dict[Hashable, ir.Node] = {}
+    twice = {value for value, count in Counter(graph.outputs).items() if count > 1}
     merged = 0
     for node in list(graph):
         key = _key(node)
         if key is None:
             continue
         twin = seen.setdefault(key, node)
-        if twin is node or not _can_stand_in(twin, node, graph):
+        if twin is node or not _can_stand_in(twin, node, updated, twice):
             continue
         for mine, other in zip(node.outputs, twin.outputs, strict=True):
             replace_uses(mine, other)
@@ -112,11 +112,11 @@ def _merge_nodes(graph: ir.Graph) -> int:
     return merged
 
 
-def _can_stand_in(twin: ir.Node, node: ir.Node, graph: ir.Graph) -> bool:
+def _can_stand_in(twin: ir.Node, node: ir.Node, updated: Set[ir.Value], twice: Set[ir.Value]) -> bool:
     for mine, other in zip(node.outputs, twin.outputs, strict=True):
-        if bool(mine.name) != bool(other.name) or _is_updated(mine) or _is_updated(other):
+        if bool(mine.name) != bool(other.name) or mine in updated or other in updated:
             return False
-        if mine.is_graph_output() and (other.is_graph_output() or sum(v is mine for v in graph.outputs) > 1):
+        if mine.is_graph_output() and (other.is_graph_output() or mine in twice):
             return False
     return True
 
