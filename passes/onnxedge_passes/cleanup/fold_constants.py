@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import ClassVar
@@ -36,9 +36,10 @@ from onnxedge_passes.cleanup.evaluate import Evaluator
 from onnxedge_passes.cleanup.inference import Types, tensor_dims
 from onnxedge_passes.cleanup.isolated import Isolated
 from onnxedge_passes.cleanup.known import INTEGERS, fits, propagate
+from onnxedge_passes.cleanup.operands import operand_index, said_as_constant
 from onnxedge_passes.cleanup.sizes import Sizes, broadcast
 from onnxedge_passes.cleanup.splice import captured
-from onnxedge_passes.cleanup.symbolic import Expr, Item
+from onnxedge_passes.cleanup.symbolic import Expr
 from onnxedge_passes.cleanup.worklist import input_at, node_opset, retire
 
 _BUDGET = "onnxedge.fold_budget"  #: key in the model's metadata of this process
@@ -55,7 +56,6 @@ _BROADCASTING = frozenset(
     {"Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mul", "Or", "Sub"}
     | {"Where", "Xor"}
 )
-_LAST = 2**31 - 1  #: end of a Slice that means "to the last", for both integer types
 _PLAIN = frozenset(kind for kind in ir.DataType if kind.name in _KINDS.split(" "))  #: what numpy and the runtime share
 
 
@@ -295,15 +295,14 @@ class _Folding:
 
     def _settle_operand(self, node: ir.Node) -> None:
         """Write a computed shape as a constant where its dynamic dimensions can be said in another way."""
-        rule = {"Reshape": _reshape_target, "Expand": _expand_target, "Slice": _slice_ends}.get(node.op_type)
-        index = 2 if node.op_type == "Slice" else 1
-        operand = input_at(node, index)
-        if rule is None or operand is None or not node.inputs or node.inputs[0] is None:
+        index = operand_index(node)
+        operand = input_at(node, index) if index is not None else None
+        if index is None or operand is None or not node.inputs or node.inputs[0] is None:
             return
         found, sizes = self.elements.get(operand), self.sizes.of(node.inputs[0])
         if found is None or found.ndim != 1 or not any(isinstance(item, Expr) for item in found.tolist()):
             return
-        target = rule(node, found.tolist(), sizes or [], self._elements)
+        target = said_as_constant(node, found.tolist(), sizes or [], self._elements)
         kind = self.types.of(operand)
         if target is None or kind is None:
             return
@@ -521,42 +520,3 @@ class _Folding:
         kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor_dims(tensor))
         new = ir.Value(name=name, const_value=tensor, type=kind, shape=shape)
         value.replace_all_uses_with(add_initializer(self.graph, new))
-
-
-Found = Callable[[ir.Value], Array | None]
-
-
-def _reshape_target(node: ir.Node, found: list[Item], sizes: list[Item], elements: Found) -> list[int] | None:
-    """Return a Reshape's shape with ``0`` for each dimension that is copied and ``-1`` for one that is not."""
-    if node.attributes.get_int("allowzero", 0):
-        return None
-    target: list[int | None] = []
-    for axis, item in enumerate(found):
-        if isinstance(item, int):
-            if item == 0 and not (axis < len(sizes) and sizes[axis] == 0):
-                return None  # a zero that was computed copies a dimension: left to the runtime
-            target.append(item)
-        else:
-            target.append(0 if axis < len(sizes) and item == sizes[axis] else None)
-    if target.count(None) == 1 and all(d is None or d > 0 for d in target):
-        target = [-1 if d is None else d for d in target]
-    return [d for d in target if d is not None] if None not in target else None
-
-
-def _expand_target(node: ir.Node, found: list[Item], sizes: list[Item], elements: Found) -> list[int] | None:
-    """Return an Expand's shape with 1 for each dimension that the data has already."""
-    aligned = [None] * (len(found) - len(sizes)) + sizes[max(len(sizes) - len(found), 0) :]
-    target = [1 if item == have else item for item, have in zip(found, aligned, strict=True)]
-    return [item for item in target if isinstance(item, int)] if all(isinstance(d, int) for d in target) else None
-
-
-def _slice_ends(node: ir.Node, found: list[Item], sizes: list[Item], elements: Found) -> list[int] | None:
-    """Return a Slice's ends with the largest number for each that is the dimension itself."""
-    axes, steps = (elements(v) if (v := input_at(node, index)) is not None else None for index in (3, 4))
-    where = axes.ravel().tolist() if axes is not None else list(range(len(found)))
-    if (axes is None and input_at(node, 3) is not None) or (steps is None and input_at(node, 4) is not None):
-        return None
-    if not sizes or any(isinstance(step, Expr) or step < 0 for step in (steps.ravel() if steps is not None else ())):
-        return None
-    ends = [_LAST if item == sizes[axis] else item for axis, item in zip(where, found, strict=True)]
-    return [item for item in ends if isinstance(item, int)] if all(isinstance(d, int) for d in ends) else None
