@@ -14,8 +14,9 @@ from onnxedge_passes.cleanup.cancel_views import CancelViews
 from onnxedge_passes.cleanup.common_subexpressions import CommonSubexpressions
 from onnxedge_passes.cleanup.dead_code import DeadCode
 from onnxedge_passes.cleanup.eliminate_identity import EliminateIdentity
-from onnxedge_passes.cleanup.fold_constants import Bounded, FoldConstants
+from onnxedge_passes.cleanup.fold_constants import FoldConstants
 from onnxedge_passes.cleanup.freeze_initializers import FreezeInitializers, are_fixed, freeze
+from onnxedge_passes.cleanup.growth import Bounded
 from onnxedge_passes.cleanup.inline_if import InlineIf
 from onnxedge_passes.cleanup.inline_loop import InlineLoop
 from onnxedge_passes.cleanup.merge_casts import MergeCasts

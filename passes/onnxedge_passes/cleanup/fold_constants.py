@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Hashable
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,9 +13,7 @@ import onnx_ir as ir
 from onnxedge.api import (
     Array,
     Context,
-    Pass,
     Result,
-    UserError,
     add_initializer,
     constant,
     constant_tensor,
@@ -33,6 +29,7 @@ from onnxedge.api import (
 )
 from onnxedge_passes.cleanup.common_subexpressions import is_random
 from onnxedge_passes.cleanup.evaluate import Evaluator
+from onnxedge_passes.cleanup.growth import BATCH_BYTES, PLAIN, QUANTIZERS, Bounded, Growth
 from onnxedge_passes.cleanup.inference import Types, tensor_dims
 from onnxedge_passes.cleanup.isolated import Isolated
 from onnxedge_passes.cleanup.known import INTEGERS, fits, propagate
@@ -40,40 +37,16 @@ from onnxedge_passes.cleanup.operands import operand_index, said_as_constant
 from onnxedge_passes.cleanup.sizes import Sizes, broadcast
 from onnxedge_passes.cleanup.splice import captured
 from onnxedge_passes.cleanup.symbolic import Expr
-from onnxedge_passes.cleanup.worklist import input_at, node_opset, retire
+from onnxedge_passes.cleanup.worklist import Refused, input_at, node_opset, retire
 
 _BUDGET = "onnxedge.fold_budget"  #: key in the model's metadata of this process
 _FLOOR_BYTES = 2 << 10  #: growth that is allowed to the smallest model
-_BATCH_BYTES = 64 << 20  #: results that one session computes
-_MAX_WORK = 1e11  #: multiplications, by the product of output and largest input, that folding one node may take
-_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
-_KINDS = "FLOAT DOUBLE FLOAT16 INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 BOOL"
-_LINEAR = frozenset({"elementwise", "movement", "shape", "source"})  #: kinds that look at each element once
-_TIE_BYTES = 1 << 10  #: constants up to this size are read by nodes that have nothing to do with one another
 _TEXT = frozenset({"RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"})
 #: Operators that give the same bits whether an operand is expanded or broadcast.
 _BROADCASTING = frozenset(
     {"Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mul", "Or", "Sub"}
     | {"Where", "Xor"}
 )
-_PLAIN = frozenset(kind for kind in ir.DataType if kind.name in _KINDS.split(" "))  #: what numpy and the runtime share
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bounded(Pass):
-    """Hold the bounds of folding, for the pass and for the family that it belongs to."""
-
-    max_constant_bytes: int = 1 << 20  #: a node that needs more bytes than this beyond what it frees is not folded
-    max_growth: float = 0.1  #: share of the model's weight bytes that all folding together may add
-    dequantize: bool = False  #: fold DequantizeLinear of constants too: larger, float weights
-    max_memory_bytes: int = 1 << 30  #: memory that computing constants may take, beyond the constants themselves
-    max_seconds: float = 10.0  #: time that computing constants may take at once
-
-    def requires(self, model: ir.Model, context: Context) -> None:
-        """Refuse bounds below 0."""
-        for key in ("max_constant_bytes", "max_growth", "max_memory_bytes", "max_seconds"):
-            if not getattr(self, key) >= 0:
-                raise UserError(f"{self.name}: {key}={getattr(self, key):g} is no bound; give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +80,7 @@ class FoldConstants(Bounded):
             knowledge = nests.setdefault(id(scope), _Knowledge(model, graph))
             folding = _Folding(self, graph, model, context, budget, knowledge)
             rewrites += folding.run()
-            budget = folding.budget
+            budget = folding.growth.budget
         model.meta[_BUDGET] = budget
         return Result(rewrites=rewrites)
 
@@ -139,7 +112,7 @@ class _Folding:
         budget: int,
         knowledge: _Knowledge,
     ) -> None:
-        self.options, self.graph, self.model, self.context, self.budget = options, graph, model, context, budget
+        self.options, self.graph, self.model, self.context = options, graph, model, context
         self.opset, self.arrays, self.elements = knowledge.opset, knowledge.arrays, knowledge.elements
         self.types, self.sizes = knowledge.types, knowledge.sizes
         self.held = knowledge.folded
@@ -147,8 +120,7 @@ class _Folding:
         self.folded: dict[int, ir.Node] = {}
         #: nodes that the runtime could not compute, and why: not tried again in the next round
         self.refused: dict[ir.Node, str] = context.analysis("fold-constants refused", dict)
-        self.shared: set[ir.Value] = set()  #: values with several readers, or of another graph
-        self.deferred: dict[int, ir.Node] = {}  #: nodes that alone would add too much; together they may not
+        self.growth = Growth(options, graph, self.types, budget)
         self.pending: list[ir.Node] = []
         self.pending_bytes = 0
         self.computed: dict[Hashable, ir.Value] = {}  #: integers that are known in part, and the value that has them
@@ -322,7 +294,7 @@ class _Folding:
         if value is None or id(value) in self.arrays:
             return True
         producer = value.producer()
-        if producer is not None and (id(producer) in self.folded or id(producer) in self.deferred):
+        if producer is not None and (id(producer) in self.folded or producer in self.growth.deferred):
             return True
         return constant_tensor(value) is not None
 
@@ -346,17 +318,23 @@ class _Folding:
         if not self._is_rounded_alike(node):
             self.context.note(node, "not folded: the runtime may keep more digits than float16 inside the graph")
             return False
-        if node.op_type in _QUANTIZERS and not self.options.dequantize:
+        if node.op_type in QUANTIZERS and not self.options.dequantize:
             self.context.note(node, "not folded: weights behind it stay small; fold(dequantize=true) folds them")
             return False
         if node.op_type in ("Div", "Mod") and not self._is_defined(node):
             self.context.note(node, "not folded: integer division by 0, or of the least integer by -1")
             return False
-        return self._fits(node)
+        verdict = self.growth.judge(node)
+        if isinstance(verdict, Refused):
+            self.context.note(node, verdict.reason)
+            return False
+        if verdict:
+            self._make_room(node)
+        return verdict
 
     def _is_plain(self, value: ir.Value) -> bool:
         kind = self.types.of(value)
-        return kind is not None and ir.DataType(kind.elem_type) in _PLAIN
+        return kind is not None and ir.DataType(kind.elem_type) in PLAIN
 
     def _is_rounded_alike(self, node: ir.Node) -> bool:
         """Tell whether a node gives the same bits alone as among others.
@@ -387,106 +365,22 @@ class _Folding:
             self._flush()
         return self.arrays.get(id(value), constant(value))
 
-    def _fits(self, node: ir.Node) -> bool:
-        made = sum(self._result_bytes(node, value) for value in node.outputs if value.name)
-        if math.isinf(made):
-            self.context.note(node, "not folded: the size of its result is not known before it is computed")
-            return False
-        read = [value for value in dict.fromkeys(node.inputs) if value is not None]
-        sizes = {id(value): self._bytes(value) for value in read}
-        freed = sum(sizes[id(value)] for value in read if self._is_freed_with(value, node))
-        growth = int(made) - freed if node.op_type not in _QUANTIZERS else 0  # asked for by ``dequantize``
-        waits = any(id(value.producer()) in self.deferred for value in read)
-        too_large = growth > min(self.options.max_constant_bytes, self.budget)
-        if too_large and made > sum(sizes.values()) + self.options.max_constant_bytes:
-            self._refuse(node, growth)
-            return False
-        if operator(node).kind not in _LINEAR and made * max(sizes.values(), default=0) / 16 > _MAX_WORK:
-            self.context.note(node, "not folded: it takes too long to compute here")
-            return False
-        if too_large or waits:
-            self.deferred[id(node)] = self.held[id(node)] = node
-            return False
-        self.budget -= max(growth, 0)
-        self.pending_bytes += int(made)
-        if self.pending_bytes > _BATCH_BYTES:
-            self._flush()
-        return True
-
-    def _refuse(self, node: ir.Node, growth: int) -> None:
-        limit = "max_constant_bytes" if growth > self.options.max_constant_bytes else "max_growth"
-        self.context.note(node, f"not folded: it would add more bytes than {limit} allows")
-
     def _fold_together(self) -> None:
         """Fold deferred nodes that hang together where all of them add little: a weight cut up and put together."""
-        for group in self._groups():
-            inside = {id(node) for node in group}
-            gone = inside | self.folded.keys()
-            made = [value for node in group for value in node.outputs]
-            kept = sum(self._bytes(v) for v in made if any(id(use.node) not in gone for use in v.uses()))
-            read = dict.fromkeys(value for node in group for value in node.inputs if value is not None)
-            freed = sum(self._bytes(v) for v in read if id(v.producer()) not in inside and self._is_freed_by(v, gone))
-            total = sum(self._bytes(value) for value in made)
-            if kept - freed > min(self.options.max_constant_bytes, self.budget) or total > 8 * freed + _BATCH_BYTES:
-                for node in group:
-                    self._refuse(node, kept - freed)
-                continue
-            self.budget -= max(kept - freed, 0)
+        for group, refused in self.growth.judge_deferred(self.folded.keys()):
             for node in group:
+                if refused is not None:
+                    self.context.note(node, refused.reason)
+                    continue
+                self._make_room(node)
                 self.pending.append(node)
-                self.folded[id(node)] = node
-                self.pending_bytes += sum(self._bytes(value) for value in node.outputs)
-                if self.pending_bytes > _BATCH_BYTES:
-                    self._flush()
+                self.folded[id(node)] = self.held[id(node)] = node
 
-    def _groups(self) -> list[list[ir.Node]]:
-        """Return the deferred nodes by what they read and make of one another; small constants tie nobody."""
-        parent = {key: key for key in self.deferred}
-
-        def root(key: int) -> int:
-            while parent[key] != key:
-                parent[key] = parent[parent[key]]
-                key = parent[key]
-            return key
-
-        first: dict[ir.Value, int] = {}
-        for key, node in self.deferred.items():
-            for value in (*node.inputs, *node.outputs):
-                if value is not None and self._ties(value):
-                    parent[root(key)] = root(first.setdefault(value, key))
-        groups: defaultdict[int, list[ir.Node]] = defaultdict(list)
-        for key, node in self.deferred.items():
-            groups[root(key)].append(node)
-        return list(groups.values())
-
-    def _ties(self, value: ir.Value) -> bool:
-        return id(value.producer()) in self.deferred or self._bytes(value) > _TIE_BYTES
-
-    def _result_bytes(self, node: ir.Node, value: ir.Value) -> float:
-        """Return the bytes of an output, an upper bound where they depend on data, infinity where neither is known."""
-        kind = self.types.static(value)
-        if kind is not None:
-            return math.prod(kind[0]) * kind[1].itemsize if kind[1] in _PLAIN else math.inf
-        source = self.types.static(node.inputs[0]) if node.inputs[0] is not None else None
-        if source is None or node.op_type not in ("NonZero", "Compress", "Unique"):
-            return math.inf
-        return math.prod(source[0]) * 8 * max(len(source[0]), 1)
-
-    def _bytes(self, value: ir.Value) -> int:
-        kind = self.types.static(value)
-        return int(math.prod(kind[0]) * kind[1].itemsize) if kind is not None else 0
-
-    def _is_freed_with(self, value: ir.Value, node: ir.Node) -> bool:
-        """Tell whether a node alone reads a value; to list its readers takes as long as there are many."""
-        if value in self.shared or self._is_freed_by(value, {id(node)}):
-            return value not in self.shared
-        self.shared.add(value)
-        return False
-
-    def _is_freed_by(self, value: ir.Value, readers: AbstractSet[int]) -> bool:
-        if value.is_graph_output() or value.graph is not self.graph:
-            return False
-        return all(id(use.node) in readers for use in value.uses())
+    def _make_room(self, node: ir.Node) -> None:
+        """Compute what is pending where a node's results would make it too much for one session."""
+        self.pending_bytes += self.growth.result_bytes(node)
+        if self.pending_bytes > BATCH_BYTES:
+            self._flush()
 
     def _isolated(self) -> Isolated:
         """Return the process of this pass that computes what may crash; it is started when it is first used."""
