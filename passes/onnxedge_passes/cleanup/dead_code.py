@@ -13,10 +13,10 @@ from onnxedge.api import Context, Pass, Result, graphs_of, release_captured, sub
 
 @dataclass(frozen=True, kw_only=True)
 class DeadCode(Pass):
-    """Remove nodes, initializers and local functions that no output depends on.
+    """Remove nodes, their optional outputs, initializers and local functions that no output depends on.
 
-    Before: ``y = Relu(x); z = Exp(x)`` with ``y`` exported
-    After:  ``y = Relu(x)``
+    Before: ``y, mask = Dropout(x); z = Exp(x)`` with ``y`` exported
+    After:  ``y = Dropout(x)``
 
     Left alone: graph inputs, used or not; initializers that are graph inputs; nodes with one output in use.
     accuracy: exact. Source: ``onnx_ir.passes.common``, and subgraphs' initializers.
@@ -53,4 +53,8 @@ def _is_tidy(node: ir.Node) -> bool:
 
 
 def _size(model: ir.Model) -> int:
-    return len(model.functions) + sum(len(graph) + len(graph.initializers) for graph in graphs_of(model))
+    """Count all that may go: functions, initializers, nodes, and what a node names as inputs and outputs."""
+    return len(model.functions) + sum(
+        len(graph.initializers) + sum(1 + len(node.inputs) + sum(bool(v.name) for v in node.outputs) for node in graph)
+        for graph in graphs_of(model)
+    )

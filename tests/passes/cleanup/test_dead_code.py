@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+from conftest import apply, parse
 from onnxedge_passes.cleanup.dead_code import DeadCode
 
 
@@ -28,3 +30,26 @@ def test_what_only_a_branch_reads_stays(check) -> None:
         "g (bool c, float[3] x) => (float[3] y) { r = Relu(x) y = If(c) <then_branch = t () => (float[3] a)"
         " { a = Neg(r) }, else_branch = e () => (float[3] b) { b = Abs(x) }> }",
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "outputs"),
+    [
+        (
+            "g (float[3,4] x, float[4] s) => (float[3,4] y) { y, mean, deviation = LayerNormalization(x, s) }",
+            ["y"],
+        ),
+        (
+            "g (float[2,1,1] x, float[1,4,1] w, float[1,4,1] r) => (float[1,1,1] h)"
+            " { y, h, c = LSTM<hidden_size=1>(x, w, r) }",
+            ["", "h"],
+        ),
+        ("g (float[3,4] x, int64[1] k) => (float[3,n] y) { y, indices = TopK(x, k) }", None),
+    ],
+    ids=["last", "in front of one in use", "required"],
+)
+def test_optional_outputs_that_nobody_reads_go(text: str, outputs: list[str] | None) -> None:
+    model = parse(text)
+    result, _ = apply(DeadCode(), model)
+    assert bool(result.rewrites) == (outputs is not None)
+    assert [value.name for value in model.graph[0].outputs] == (outputs or ["y", "indices"])
