@@ -68,6 +68,10 @@ VALUES = {
         { u = Slice(x, s, s, a) y = Concat<axis=1>(u, x, u) }""",
     "one value split and put together in another order": """g (float[N,6] x) => (float[A,B] y) <int64[2] s = {3, 3}>
         { a, b = Split<axis=1>(x, s) y = Concat<axis=1>(b, a) }""",
+    "a slice across one value put together with itself": """g (float[3,4] x) => (float[A,B] y) <int64[1] s = {1},
+        int64[1] e = {6}, int64[1] a = {0}> { u = Concat<axis=0>(x, x) y = Slice(u, s, e, a) }""",
+    "views that change nothing between an input and outputs": """g (float[3,4] x) => (float[A,B] y, float[C,D] z)
+        { s = Shape(x) a = Reshape(x, s) y = Identity(a) z = Reshape(a, s) }""",
     "Expand by a shape of ones of higher rank": """g (float[N,4] x) => (float[A,B,C] y) <int64[3] s = {1, 1, 1}> { y
         = Expand(x, s) }""",
     "Tile once of higher rank": "g (float[N,4] x) => (float[A,B] y) <int64[2] s = {1, 1}> { y = Tile(x, s) }",

@@ -98,6 +98,17 @@ MODELS: dict[str, Maker] = {
         f"perm {perm}": from_text(TURN.format(perm))
         for perm in ([0, 1, 3], [0, 0, 1], [-1, -2, -3], [0, 1], [2, 1, 0, 3], [2**62, 0, 1])
     },
+    **{
+        f"perm {perm} over ones": from_text(TURN.format(perm).replace("float[A, B, C]", "float[1, 1, C]"))
+        for perm in ([0, 0, 1], [0, 1], [0, 1, 3])
+    },
+    **{
+        f"Unsqueeze axes {axes} of a size": from_text(
+            "g (float[N, 4] x) => (float[A, B] y) { s = Shape(x) a = Constant<value_ints=AXES>() u = Unsqueeze(s, a)"
+            " t = Squeeze(u) z = Expand(x, t) y = Relu(z) }".replace("AXES", axes)
+        )
+        for axes in ("[0, 0]", "[0, 2, 5]", "[-9]", "[9223372036854775807]")
+    },
     **{f"Concat axis {axis}": from_text(JOIN.format(axis)) for axis in (2, -3, 2**62)},
     "Concat of nothing": from_text("g (float[N, 4] x) => (float[M, 4] y) { a = Concat<axis=0>() y = Add(x, a) }"),
     "Concat of holes": from_text("g (float[N, 4] x) => (float[M, 4] y) { y = Concat<axis=0>(x, , x) }"),
