@@ -25,7 +25,7 @@ from onnx.backend.test import loader
 
 import onnxedge
 from onnxedge.api import to_proto
-from onnxedge.errors import OnnxEdgeError
+from onnxedge.errors import OnnxEdgeError, UserError
 from onnxedge.report.records import PassRecord
 from onnxedge.samples import Samples
 
@@ -225,6 +225,29 @@ def conform(case: Case, targets: Sequence[str] = TARGETS) -> Outcome:
         except Exception as err:  # a crash is what this looks for
             outcome.faults.append(f"{target}: {step}: raised {type(err).__name__}: {err}")
     return outcome
+
+
+def conversion(case: Case, opset: int) -> Iterator[str]:
+    """Yield what is wrong with a case at another opset, where ONNX Runtime runs it and it is not refused."""
+    try:
+        reference = run(case.model, case.feeds)
+    except Exception:  # the runtime's exceptions share no base
+        return
+    try:
+        model, record = optimized(case, case.model, f"convert(opset={opset})", "ort-cpu", runs=False)
+    except UserError:
+        return
+    except Exception as err:  # a crash is what this looks for
+        yield f"raised {type(err).__name__}: {err}"
+        return
+    if record.status != "applied":
+        return
+    yield from _validity(case.model, model)
+    yield from _interface(case.model, model)
+    try:
+        yield from _differences(reference, run(model, case.feeds), exact=False)
+    except Exception as err:  # as above
+        yield f"does not run: {err}"
 
 
 def optimized(

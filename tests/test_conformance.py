@@ -45,6 +45,14 @@ def test_cases_go_through_the_main_job(tmp_path: Path) -> None:
     assert not faults, "\n".join(faults)
 
 
+@pytest.mark.parametrize("opset", [11, 13, 17, 21])
+def test_cases_mean_the_same_at_another_opset(opset: int) -> None:
+    """``convert`` gives the same outputs or refuses in one line, on a sample."""
+    sampled = conformance.cases()[opset % SAMPLED :: SAMPLED]
+    faults = [f"{case.name}: {fault}" for case in sampled for fault in conformance.conversion(case, opset)]
+    assert not faults, "\n".join(faults)
+
+
 def test_nearly_all_cases_are_compared() -> None:
     """Most are run at all, and of those but a few have the outputs that the standard says."""
     run = sum(conformance.runs(case) for case in conformance.cases())

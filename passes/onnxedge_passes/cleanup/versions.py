@@ -18,6 +18,8 @@ _EMBEDDED_BYTES = 1 << 10  #: constants up to this size are shown to the convert
 _BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})  #: their bodies are converted node by node
 _FIRST_SCAN = 9  #: Scan had a batch axis before
 _NEGATIVE_AXES = 11  #: opset that allowed them, without another sign of it
+_ONE_AXIS = 13  #: opset from which on these work along one axis; before, along all from one on
+_SOFTMAXES = frozenset({"Softmax", "LogSoftmax", "Hardmax"})
 #: Operators that came to mean something else under the same inputs and attributes.
 _REDEFINED = frozenset({"GridSample", "GroupNormalization", "PRelu", "Upsample"})
 
@@ -51,6 +53,8 @@ def convert_node(node: ir.Node, step: Step, splicer: Splicer) -> list[ir.Node] |
         raise Inconvertible("its attribute is the one of a function; put `inline-functions` before `convert`")
     if any(subgraphs(node)):
         if node.op_type in _BODIES and (node.op_type != "Scan" or min(step.old, step.new) >= _FIRST_SCAN):
+            if not step.up and not _has_types(node, step.new):
+                raise Inconvertible("there it takes no values of these types")
             return None
         raise Inconvertible("no form of it is known")
     if not step.up:
@@ -156,6 +160,8 @@ def _drop_defaults(node: ir.Node, step: Step) -> None:
 def _converted(node: ir.Node, step: Step) -> ir.Graph | None:
     """Return a graph of the node in its new form, None for one that keeps its form."""
     proto = _alone(node, step.old)
+    if node.op_type in _SOFTMAXES and step.new < _ONE_AXIS <= step.old:
+        return _flattening(node, proto)
     try:
         made = onnx.version_converter.convert_version(proto, step.new)
     except Exception as err:  # C++ raises several types
@@ -185,6 +191,25 @@ def _converted_otherwise(node: ir.Node, proto: onnx.ModelProto, step: Step, reas
     raise Inconvertible(_reason(reason))
 
 
+def _flattening(node: ir.Node, proto: onnx.ModelProto) -> ir.Graph:
+    """Return a Softmax of one axis in the form that takes all axes from one on together: along the last one."""
+    data = node.inputs[0]
+    if data is None or not data.shape:
+        raise Inconvertible("its rank is not known, and there it takes all axes from one on together")
+    rank = len(data.shape)
+    axis, last = node.attributes.get_int("axis", -1) % rank, rank - 1
+    make = functools.partial(onnx.helper.make_node, node.op_type, axis=last)
+    nodes = [make(["i0"], ["o0"])]
+    if axis != last:
+        perm = [*range(rank)]
+        perm[axis], perm[last] = last, axis
+        turn = functools.partial(onnx.helper.make_node, "Transpose", perm=perm)
+        nodes = [turn(["i0"], ["t"]), make(["t"], ["s"]), turn(["s"], ["o0"])]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return _checked(proto)
+
+
 def _reason(message: str) -> str:
     """Return what a C++ assertion says, without its place in the source."""
     if "Assertion `false`" in message:
@@ -206,21 +231,32 @@ def _fits(node: ir.Node, step: Step) -> bool:
     axes = [node.attributes.get_int("axis", 0) or 0, *(node.attributes.get_ints("axes", ()) or ())]
     if step.new < _NEGATIVE_AXES and min(axes) < 0:
         return False
-    sides = ((node.inputs, was.inputs, now.inputs, new.inputs), (node.outputs, was.outputs, now.outputs, new.outputs))
-    for values, before, after, parameters in sides:
+    for values, before, after in ((node.inputs, was.inputs, now.inputs), (node.outputs, was.outputs, now.outputs)):
         if len(before) > len(after) and any(value is not None and value.name for value in values[len(after) :]):
             return False
+    return _has_types(node, step.new)
+
+
+def _has_types(node: ir.Node, version: int) -> bool:
+    """Tell whether an operator takes and gives values of these types at an opset, as far as the types are known."""
+    schema = _schema(node.op_type, version)
+    if schema is None:
+        return False
+    results = [value for graph in subgraphs(node) for value in graph.outputs]
+    for values, parameters in ((node.inputs, schema.inputs), ([*node.outputs, *results], schema.outputs)):
         for value, parameter in zip(values, [*parameters, *list(parameters)[-1:] * len(values)], strict=False):
-            if value is not None and value.type is not None and _spelling(value) not in parameter.types:
+            if value is not None and value.type is not None and _spelling(value.type) not in parameter.types:
                 return False
     return True
 
 
-def _spelling(value: ir.Value) -> str:
-    """Return a tensor's type as operator schemas spell it."""
-    if not isinstance(value.type, ir.TensorType) or value.dtype is None:
+def _spelling(kind: ir.TypeProtocol) -> str:
+    """Return a type as operator schemas spell it."""
+    if isinstance(kind, ir.SequenceType | ir.OptionalType):
+        return f"{'seq' if isinstance(kind, ir.SequenceType) else 'optional'}({_spelling(kind.elem_type)})"
+    if not isinstance(kind, ir.TensorType):
         return ""
-    return f"tensor({onnx.helper.tensor_dtype_to_string(int(value.dtype)).removeprefix('TensorProto.').lower()})"
+    return f"tensor({onnx.helper.tensor_dtype_to_string(int(kind.dtype)).removeprefix('TensorProto.').lower()})"
 
 
 def _alone(node: ir.Node, version: int) -> onnx.ModelProto:

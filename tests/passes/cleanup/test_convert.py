@@ -38,6 +38,16 @@ def test_a_default_that_changed() -> None:
     same_outputs(model, converted(model, 17)[0])
 
 
+@pytest.mark.parametrize("operator", ["Softmax", "LogSoftmax", "Hardmax"])
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+def test_one_axis_where_all_from_one_on_were_meant(operator: str, axis: int) -> None:
+    model = parsed(f"g (float[2, 3, 4] x) => (float[2, 3, 4] y) {{ y = {operator}<axis={axis}>(x) }}", 13)
+    model.ir_version = 7
+    after, _ = converted(model, 11)
+    same_outputs(model, after)
+    assert len(after.graph) == (1 if axis == -1 else 3)
+
+
 def parsed(text: str, version: int) -> ir.Model:
     head = f'<ir_version: 6, opset_import: ["": {version}]>'
     return ir.serde.deserialize_model(onnx.parser.parse_model(f"{head} {text}"))
@@ -143,6 +153,15 @@ def test_versions_that_do_not_go(options: dict[str, int], message: str) -> None:
     ("text", "old", "new", "message"),
     [
         ("g (float[2] x) => (float[2] y) { y = Gelu(x) }", 20, 17, "Gelu .* cannot be written in opset 17"),
+        ("g (float x) => (float y) { y = Softmax(x) }", 13, 11, "its rank is not known"),
+        (
+            "g (bool c, float[2] x) => (float[2] y) <int64 i = {0}>"
+            " { s = If(c) <then_branch = t () => (seq(float[2]) r) { r = SequenceConstruct(x) },"
+            " else_branch = e () => (seq(float[2]) r) { r = SequenceConstruct(x, x) }> y = SequenceAt(s, i) }",
+            13,
+            11,
+            "there it takes no values of these types",
+        ),
         (
             "g (float[1, 1, 8, 8] x) => (float[1, 1, A, B] y)"
             " { y = AveragePool<kernel_shape=[2, 2], dilations=[2, 2]>(x) }",
