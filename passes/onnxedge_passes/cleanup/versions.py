@@ -59,10 +59,10 @@ def convert_node(node: ir.Node, step: Step, splicer: Splicer) -> list[ir.Node] |
         raise Inconvertible("no form of it is known")
     if not step.up:
         _drop_defaults(node, step)
-    if step.new >= _NEGATIVE_AXES and _is_alike(node.op_type, step) and _fits(node, step):
-        return None
-    body = _converted(node, step)
+    alike = step.new >= _NEGATIVE_AXES and _is_alike(node.op_type, step) and _fits(node, step)
+    body = None if alike else _converted(node, step)
     if body is None:
+        _check_shapes(node, step)
         return None
     given = {f"i{index}": value for index, value in enumerate(node.inputs) if value is not None}
     for name in [name for name in body.initializers if name in given]:
@@ -82,6 +82,16 @@ def convert_node(node: ir.Node, step: Step, splicer: Splicer) -> list[ir.Node] |
         if label and new is not None and new.producer() in moved:
             new.name = label  # the old value, which had it, is gone
     return moved
+
+
+def _check_shapes(node: ir.Node, step: Step) -> None:
+    """Refuse a node that gives other shapes in an older opset: windows of pools that start past the end, say."""
+    if not step.up and all(value is None or value.type is not None for value in node.inputs):
+        try:
+            onnx.shape_inference.infer_shapes(_alone(node, step.new), strict_mode=True)
+        except Exception as err:  # C++ raises several types
+            reason = first_line(err, 300).rsplit("] ", 1)[-1]
+            raise Inconvertible(f"its shapes come out otherwise there: {reason}") from err
 
 
 @functools.cache

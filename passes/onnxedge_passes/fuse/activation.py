@@ -45,6 +45,7 @@ class FuseActivation(Rule):
     functions: ClassVar[dict[Function, Callable[[Array], Array]]] = {}  #: what is looked for, in float64
     limit: ClassVar[int] = 12  #: nodes of the longest spelling
     branching: ClassVar[bool] = True  #: every spelling reads its argument twice
+    landmarks: ClassVar[dict[str, str]] = {}  #: root -> the name of the function that nearly all of its uses spell
 
     def kernel(self, function: Function, node: ir.Node, context: Context) -> Kernel | None:
         """Return the operator for a function in a graph of the node's opset on the context's target."""
@@ -95,7 +96,8 @@ class FuseActivation(Rule):
             replace_uses(expression.root.outputs[0], new)
             retire(expression.root)
             return new
-        return None
+        meant = self.landmarks.get(node.op_type)
+        return Refused(f"{meant} not fused: what is computed around it is another function") if meant else None
 
     def recognise(self, found: Array, tolerance: float) -> Function | None:
         """Return the function that the samples fit best, None where none fits."""

@@ -38,6 +38,7 @@ class FuseGelu(FuseActivation):
 
     name: ClassVar[str] = "fuse-gelu"
     roots: ClassVar[tuple[str, ...]] = ("Erf", "Tanh", "Sigmoid")
+    landmarks: ClassVar[dict[str, str]] = {"Erf": "GELU"}
     functions: ClassVar[dict[Function, Callable[[Array], Array]]] = {
         Function("GELU"): _gelu,
         Function("GELU (tanh)"): _gelu_tanh,

@@ -48,7 +48,8 @@ class MergeClips(Rule):
         """Walk back from the last operator that bounds."""
         bounded = _bounded(node)
         if bounded is None:
-            return None
+            chained = node.op_type == "Clip" and _before(node.inputs[0], node) is not None
+            return Refused("bounds not merged: not constant numbers, or crossed") if chained else None
         source, bounds = bounded
         shared, count = False, 1
         while count < _LONGEST and (before := _before(source, node)) is not None:
@@ -65,8 +66,8 @@ class MergeClips(Rule):
         return _emit(node, source, bounds)
 
 
-def _before(source: ir.Value, node: ir.Node) -> tuple[ir.Value, Bounds] | None:
-    before = source.producer()
+def _before(source: ir.Value | None, node: ir.Node) -> tuple[ir.Value, Bounds] | None:
+    before = source.producer() if source is not None else None
     if before is None or before.op_type not in _OPERATORS or not is_standard(before) or before.graph is not node.graph:
         return None
     return _bounded(before) if _keeps_rank(before, None) else None

@@ -153,6 +153,13 @@ def test_versions_that_do_not_go(options: dict[str, int], message: str) -> None:
     ("text", "old", "new", "message"),
     [
         ("g (float[2] x) => (float[2] y) { y = Gelu(x) }", 20, 17, "Gelu .* cannot be written in opset 17"),
+        (
+            "g (float[1, 1, 2, 2] x) => (float[1, 1, 1, 1] y)"
+            " { y = MaxPool<kernel_shape=[1, 1], strides=[2, 2], ceil_mode=1, pads=[0, 0, 1, 1]>(x) }",
+            22,
+            17,
+            "its shapes come out otherwise there: Inferred shape",
+        ),
         ("g (float x) => (float y) { y = Softmax(x) }", 13, 11, "its rank is not known"),
         (
             "g (bool c, float[2] x) => (float[2] y) <int64 i = {0}>"

@@ -55,7 +55,8 @@ def test_tanh_by_the_targets_kernel(check, body: str) -> None:
 
 @pytest.mark.parametrize("body", KEPT.values(), ids=KEPT)
 def test_stays(check, body: str) -> None:
-    assert check(FuseGelu(), f"{HEAD} {CONSTANTS} {{ {body} }}") == []
+    reasons = ["GELU not fused: what is computed around it is another function"] if "Erf" in body else []
+    assert check(FuseGelu(), f"{HEAD} {CONSTANTS} {{ {body} }}") == reasons
 
 
 def test_no_kernel_is_said(check) -> None:

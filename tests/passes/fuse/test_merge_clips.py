@@ -35,7 +35,8 @@ def test_merges(check, before: str, after: str) -> None:
 
 @pytest.mark.parametrize("body", KEPT.values(), ids=KEPT)
 def test_stays(check, body: str) -> None:
-    assert check(MergeClips(), f"{HEAD} {CONSTANTS} {{ {body} }}") == []
+    reasons = ["bounds not merged: not constant numbers, or crossed"] if "Clip(a" in body else []
+    assert check(MergeClips(), f"{HEAD} {CONSTANTS} {{ {body} }}") == reasons
 
 
 def test_a_constant_that_widens_the_shape_stays(check) -> None:
