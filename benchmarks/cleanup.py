@@ -315,6 +315,29 @@ def goals(runs: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, str]:
     return told
 
 
+def row(model: Model, runs: Mapping[str, Any], answer: Mapping[str, Any], told: Mapping[str, str]) -> str:
+    """Return the summary of a model as the row of a table."""
+    tools = {name: tool for name, tool in answer["tools"].items() if tool["outcome"] == "ok"}
+    nodes = {name: sum(tool["ops"].values()) for name, tool in tools.items()}
+    own, direct = tools.get("onnxedge"), answer.get("direct")
+    if own is None:
+        return f"| {model.name} | {sum(answer['original']['ops'].values())} | - |"
+    cells = [model.name, sum(answer["original"]["ops"].values()), nodes["onnxedge"], nodes.get("onnxedge-wide", "-")]
+    for names in ([name for name in PEERS if name not in CONTRIB_PEERS], CONTRIB_PEERS):
+        cells.append(min(((nodes[name], name) for name in names if name in nodes), default=("-", "")))
+    counts = fused(tools.get("onnxedge-wide", own)["ops"])
+    cells.append(" ".join(f"{kind} {counts[kind]}" for kind in COUNTED if counts[kind]) or "-")
+    same = answer["original"].get("latency", {})
+    cells.append(f"{direct['cpu']:.3f} ± {_noise(direct, same):.3f} {direct['peer']}" if direct else "-")
+    cells.append(f"{own['latency']['cpu']:.3f}" if own.get("latency") else "-")
+    cells.append(
+        " / ".join(f"{runs[t]['seconds']:.2f}" for t in ("onnxedge", "onnxslim") if "seconds" in runs.get(t, {}))
+    )
+    cells.append(f"{runs['onnxedge']['peak_bytes'] / 2**20:.0f}")
+    cells.append(", ".join(goal for goal, text in told.items() if not text.startswith("met")) or "-")
+    return "| " + " | ".join(" ".join(map(str, c)) if isinstance(c, tuple) else str(c) for c in cells) + " |"
+
+
 def main() -> None:
     """Print the tables, a model at a time, and the goals of all at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -336,11 +359,12 @@ def main() -> None:
             print("\n".join(table(model, runs, answer)), flush=True)
         told = goals(runs, answer)
         print("\n" + "\n".join(f"- {model.name} {goal}: {text}" for goal, text in told.items()), flush=True)
-        summary.append((model.name, told))
-    names = ("right", "nodes", "fusions", "latency", "not slower", "time")
-    print(f"\n| model | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
-    for name, told in summary:
-        print(f"| {name} | {' | '.join(told.get(goal, '-').split(':')[0] for goal in names)} |")
+        summary.append(row(model, runs, answer, told))
+    heads = (
+        "model", "nodes", "onnxedge", "wide", "best standard peer", "best peer with ORT operators", "fused (wide)",
+        "latency to the fastest peer", "to the original", "wall s, onnxedge / onnxslim", "RSS MiB", "goals missed",
+    )  # fmt: skip
+    print("\n" + "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *summary]))
 
 
 if __name__ == "__main__":
