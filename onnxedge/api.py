@@ -7,40 +7,40 @@ from onnxedge.data import Batch, Data, Preprocess, from_arrays, model_inputs, op
 from onnxedge.errors import OnnxEdgeError, PassError, UserError, did_you_mean, first_line
 from onnxedge.metrics import Comparison
 from onnxedge.model.edit import (
-    Array,
     add_initializer,
     bypass,
-    constant,
-    constant_tensor,
     drop_if_unused,
     forked,
-    graph_of,
-    graphs_of,
     insert_after,
     insert_before,
-    is_constant,
-    is_standard,
-    join_scope,
     move_uses,
     new_initializer,
     new_node,
-    node_label,
-    opset,
-    refresh_scopes,
     release_captured,
     remove_node,
     replace_content,
     replace_input,
     replace_uses,
-    scope_of,
     set_constant,
+)
+from onnxedge.model.files import scratch_directory
+from onnxedge.model.graph import (
+    Array,
+    constant,
+    constant_tensor,
+    graph_of,
+    graphs_of,
+    is_constant,
+    is_standard,
+    node_label,
+    opset,
     sole_consumer,
     static_shape,
-    unique_name,
-    unique_node_name,
     use_count,
 )
-from onnxedge.model.io import load, save, scratch_directory, to_proto, weight_bytes
+from onnxedge.model.io import load, save
+from onnxedge.model.names import join_scope, refresh_scopes, scope_of, unique_name, unique_node_name
+from onnxedge.model.serialize import to_proto, weight_bytes
 from onnxedge.operators import (
     OPERATORS,
     Kind,

@@ -11,7 +11,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxedge.model.edit import replace_content
-from onnxedge.model.io import from_proto, to_proto
+from onnxedge.model.io import from_proto
+from onnxedge.model.serialize import to_proto
 from onnxedge.passes import Context, Pass, Result
 
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxedge.data import Preprocess, open_data, synthesise
 from onnxedge.driver import Source, load_model
 from onnxedge.measure import Judge, measure_size
-from onnxedge.model.edit import graphs_of
+from onnxedge.model.graph import graphs_of
 from onnxedge.passes import Progress, Silent
 from onnxedge.report.records import Fidelity, Measure, Speed
 from onnxedge.runtime import CannotRun, model_inputs

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from onnxedge import __version__
-from onnxedge.data import Data, Preprocess, preprocessing_doubt
+from onnxedge.data import Preprocess, preprocessing_doubt
 from onnxedge.errors import UserError
-from onnxedge.manager import Manager, Stage, Verify, dump_name
+from onnxedge.manager import Manager, Verify, dump_name
 from onnxedge.measure import Judge, measure_size
 from onnxedge.metrics import load_metric
 from onnxedge.model import io
 from onnxedge.model.copy import copied
-from onnxedge.model.edit import refresh_scopes
+from onnxedge.model.files import data_file, refuse_overwrite, write_whole
+from onnxedge.model.names import refresh_scopes
+from onnxedge.model.serialize import has_external_data, written_bytes
+from onnxedge.never_worse import never_worse, size_of
 from onnxedge.passes import Context, Pass, Progress, Silent
 from onnxedge.pipeline import format_pipeline, parse_pipeline
 from onnxedge.registry import find_pass, find_target
-from onnxedge.report.records import Fidelity, Measure, Report, Speed
+from onnxedge.report.records import Report
+from onnxedge.report.summary import describe, noted, unmeasured, verdict, versions
 from onnxedge.samples import RUN_MEMORY_BYTES, Samples, open_samples
 from onnxedge.target import Target
 from onnxedge.verify import infer_shapes
@@ -127,7 +128,7 @@ def optimize(
     load_metric(metric)  # an unknown one is said before any work
     _check_limits(threads, max_drop, verify)
     original = load_model(model)
-    model_files = io.model_files(path) if path is not None else []
+    model_files = [path, *io.external_files(original)] if path is not None else []
     files = (*model_files, *_source_files(calib, eval, target), *keep)
     folder = Path(dump_dir) if dump_dir is not None else None
     _check_written(output, report, folder, steps, files)
@@ -141,12 +142,24 @@ def optimize(
     if measure or verify == "numeric" or calibrates or calib is not None or eval is not None:
         limit = memory if memory is not None or calibrates else RUN_MEMORY_BYTES
         samples = open_samples(
-            original, calib, eval, preprocessing, input_shapes, seed, shaped=shaped, threads=threads, memory=limit
+            original,
+            calib,
+            eval,
+            preprocessing,
+            input_shapes,
+            seed,
+            shaped=shaped,
+            threads=threads,
+            memory=limit,
+            compares=measure,
         )
     context = Context(
         chip, samples.calibration, original=original, evaluation=None, seed=seed, threads=threads, progress=progress
     )
     context.unrunnable = samples.unrunnable
+    context.begin("load")
+    for loss in io.losses(original):
+        context.note(None, loss)
     if samples.calibration is not None and not samples.unrunnable:
         doubt = preprocessing_doubt(original, samples.calibration)
         if doubt is not None:
@@ -189,7 +202,7 @@ def optimize(
         stages = manager.run(original, shaped, steps)
         if judge is not None:
             watch("measuring against the original")
-        stages, fidelity, speed = _never_worse(stages, steps, manager, judge, before)
+        stages, fidelity, speed = never_worse(stages, steps, manager, judge, before)
     except UserError:
         manager.remove_dumps()
         if made and folder is not None:
@@ -205,10 +218,10 @@ def optimize(
         target=chip.name,
         seed=seed,
         threads=threads,
-        calibration=_describe(samples.calibration, given=calib is not None),
-        evaluation=_describe(samples.comparison, given=eval is not None) if judge else "",
+        calibration=describe(samples.calibration, given=calib is not None),
+        evaluation=describe(samples.comparison, given=eval is not None) if judge else "",
         preprocess=str(preprocessing) if preprocessing else "",
-        versions=_versions(),
+        versions=versions(),
         before=before,
         after=before,
         passes=tuple(stage.record for stage in stages if stage.record is not None),
@@ -216,18 +229,18 @@ def optimize(
         verdict="",
         fidelity=fidelity,
         speed=speed,
-        unmeasured=_unmeasured(samples, chip, fidelity, measure=measure),
+        unmeasured=unmeasured(samples.unrunnable, chip, fidelity, measure=measure),
         notes=tuple(context.notes),
         seconds=0.0,
     )
-    final = _finished(final, original, told)
+    final = noted(final, original, told)
     if output is not None:
-        written = io.save(final, output, inputs=files, external=path is not None and io.has_external_data(original))
+        written = io.save(final, output, inputs=files, external=path is not None and has_external_data(original))
         size = _total_bytes(written)
     else:
-        size = io.written_bytes(final, final)
-    after = replace(_size(stages[-1], before), file_bytes=size)
-    told = replace(told, after=after, verdict=_verdict(told, after), seconds=time.perf_counter() - start)
+        size = written_bytes(final, final)
+    after = replace(size_of(stages[-1], before), file_bytes=size)
+    told = replace(told, after=after, verdict=verdict(told, after), seconds=time.perf_counter() - start)
     if report is not None:
         _write_report(told, Path(report))
     return Optimized(final, told, Path(output) if output is not None else None)
@@ -236,11 +249,11 @@ def optimize(
 def load_model(model: Source) -> ir.Model:
     """Return an ``onnx_ir`` model that shares nothing mutable with what was given."""
     if isinstance(model, ir.Model):
-        return copied(model)
+        copy = copied(model)
+        copy.meta.update(model.meta)
+        return copy
     if isinstance(model, onnx.ModelProto):
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)  # tensors of the graph are views of the protobuf, a new name would reach it
-        return io.from_proto(copy)
+        return io.from_proto(model)
     return io.load(model)
 
 
@@ -275,7 +288,7 @@ def _check_written(
     """
     written: list[Path] = []
     if output is not None:
-        written += [Path(output), io.data_file(Path(output))]
+        written += [Path(output), data_file(Path(output))]
     if dump_folder is not None:
         if dump_folder.exists() and not dump_folder.is_dir():
             raise UserError(f"{dump_folder}: cannot be made: it is a file; name a folder to dump into")
@@ -288,7 +301,7 @@ def _check_written(
             raise UserError(f"{file}: is another file that this run writes; name a file of its own")
         taken.add(os.path.realpath(file))
         if file.parent != dump_folder or dump_folder.is_dir():
-            io.refuse_overwrite(file, inputs)
+            refuse_overwrite(file, inputs)
 
 
 def _make_folder(folder: Path) -> bool:
@@ -308,7 +321,7 @@ def _write_report(report: Report, path: Path) -> None:
         text = to_html(report)
     else:
         text = report.to_json()
-    io.write_whole(path, text.encode("utf-8", "backslashreplace"))
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _reproducer_folder(output: str | Path | None) -> Path:
@@ -316,135 +329,3 @@ def _reproducer_folder(output: str | Path | None) -> Path:
     if output is None:
         return Path(tempfile.gettempdir()) / "onnxedge-reproducer"
     return Path(output).with_name(Path(output).name + ".reproducer")
-
-
-def _never_worse(
-    stages: list[Stage], steps: Sequence[Pass], manager: Manager, judge: Judge | None, before: Measure
-) -> tuple[list[Stage], Fidelity | None, Speed | None]:
-    """Take back the passes that made the model worse, and run those behind them again on what was before.
-
-    Each round takes the first pass back that has the fault. It ends: what was applied before that pass stays as it is.
-    """
-    if judge is None:
-        return stages, None, None
-    while True:
-        final = stages[-1]
-        fidelity, speed = judge.fidelity(final.model), judge.speed(final.model)
-        size = _size(final, before)
-        strays = judge.fault_in_fidelity(fidelity)
-        costs = judge.fault_in_cost(size, before, speed)
-        if final.record is None or not (strays or costs):
-            return stages, fidelity, speed
-        culprit = _culprit(stages, steps, judge, before, accuracy=bool(strays))
-        if culprit is None:
-            return stages, fidelity, speed
-        stages = manager.take_back(stages, steps, culprit, strays or costs)
-
-
-def _size(stage: Stage, before: Measure) -> Measure:
-    return stage.record.after if stage.record is not None and stage.record.after is not None else before
-
-
-def _culprit(
-    stages: Sequence[Stage], steps: Sequence[Pass], judge: Judge, before: Measure, *, accuracy: bool
-) -> int | None:
-    """Return the first stage that has the fault, the pass to take back; the last one that did anything otherwise.
-
-    None where the fault is the cost of a form that the user asked for.
-    """
-    applied = [i for i, s in enumerate(stages) if s.record is not None and s.record.status == "applied"]
-
-    def has_fault(stage: Stage) -> bool:
-        if accuracy:
-            return bool(judge.fault_in_fidelity(judge.fidelity(stage.model)))
-        return bool(judge.fault_in_cost(_size(stage, before), before, judge.speed(stage.model)))
-
-    if not accuracy:
-        asked = [i for i in applied if steps[i - 1].sets_form]
-        if asked and (asked[-1] == applied[-1] or has_fault(stages[asked[-1]])):
-            return None
-        applied = [i for i in applied if i not in asked]
-    return next((i for i in applied[:-1] if has_fault(stages[i])), applied[-1] if applied else None)
-
-
-def _finished(model: ir.Model, original: ir.Model, report: Report) -> ir.Model:
-    """Return the model as it is written: what was only inferred is dropped, what was done and measured is noted.
-
-    Timings stay out of the metadata: the same input and seed must give the same bytes.
-    """
-    final = io.without_inferred(model, original)
-    facts = {
-        "pipeline": report.pipeline,
-        "target": report.target,
-        "seed": str(report.seed),
-        "calibration": report.calibration,
-        "preprocess": report.preprocess,
-        "versions": " ".join(f"{name}={number}" for name, number in report.versions.items()),
-    }
-    if report.fidelity is not None:
-        fidelity = report.fidelity
-        measured = {
-            "samples": fidelity.samples,
-            "data": Path(fidelity.data).name,
-            fidelity.metric or "agreement": fidelity.after if fidelity.labelled else fidelity.agreement,
-            "before": fidelity.before,
-        }
-        facts["measured"] = json.dumps({k: _rounded(v) for k, v in measured.items() if v is not None})
-    for key in ("calibration", "measured"):  # of an earlier run; how inputs are prepared still holds
-        final.metadata_props.pop(f"onnxedge.{key}", None)
-    final.metadata_props.update({f"onnxedge.{key}": value for key, value in facts.items() if value})
-    return final
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 4) if isinstance(value, float) else value
-
-
-def _describe(data: Data | None, *, given: bool) -> str:
-    if data is None:
-        return ""
-    if not given and data.synthetic:
-        return "synthetic"
-    name = Path(data.source).name if data.source else "arrays"
-    return f"{name} {data.digest} ({len(data)} samples)"
-
-
-def _versions() -> dict[str, str]:
-    return {"onnxedge": __version__} | {name: version(name) for name in ("onnx", "onnxruntime", "onnx-ir", "numpy")}
-
-
-def _unmeasured(samples: Samples, target: Target, fidelity: Fidelity | None, *, measure: bool) -> tuple[str, ...]:
-    lines = []
-    if samples.unrunnable:
-        return (f"nothing was run or measured: {samples.unrunnable}",)
-    if not measure:
-        return ("nothing was compared with the original, as was asked for (--no-measure); no pass is taken back",)
-    if not target.runs_here:
-        lines.append(f"latency: target {target.name} does not run on this machine")
-    if fidelity is not None and not fidelity.labelled:
-        where = "synthetic inputs" if fidelity.data == "synthetic" else "samples"
-        lines.append(
-            f"accuracy: no labelled data (--eval); agreement with the original on held-out {where} is given instead"
-        )
-    return tuple(lines)
-
-
-def _verdict(report: Report, after: Measure) -> str:
-    """Say in one sentence what came out."""
-    taken = [record for record in report.passes if record.status == "rolled back"]
-    back = "".join(f"; {record.text.split('(')[0]} taken back: {record.reason}" for record in taken)
-    if report.kept == 0:
-        return f"the model is unchanged{back}"
-    parts = [f"{after.file_bytes / max(report.before.file_bytes, 1):.0%} of the bytes"]
-    if report.speed is not None:
-        parts.append(f"{report.speed.ratio:.2f} of the latency")
-    fidelity = report.fidelity
-    if fidelity is not None and fidelity.before is not None and fidelity.after is not None:
-        parts.append(
-            f"{fidelity.metric} {100 * fidelity.before:.2f} -> {100 * fidelity.after:.2f} on {fidelity.samples} samples"
-        )
-    elif fidelity is not None and fidelity.agreement is not None:
-        parts.append(f"{fidelity.agreement:.1%} of {fidelity.samples} answers agree")
-    elif fidelity is not None:
-        parts.append("equal outputs" if fidelity.sqnr_db is None else f"SQNR {fidelity.sqnr_db:.1f} dB")
-    return ", ".join(parts) + back

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxedge.errors import UserError
 from onnxedge.measure import measure_size
-from onnxedge.model.edit import constant_node_tensor, graphs_of, is_standard, static_shape
+from onnxedge.model.graph import constant_node_tensor, graphs_of, is_standard, static_shape
 from onnxedge.operators import macs, subgraphs
 from onnxedge.placement import place
 from onnxedge.report.records import Measure

@@ -14,8 +14,10 @@ import onnx_ir as ir
 
 from onnxedge.errors import PassError, UserError, first_line
 from onnxedge.model.copy import copied
-from onnxedge.model.edit import graphs_of, refresh_scopes
-from onnxedge.model.io import data_file, save
+from onnxedge.model.files import data_file
+from onnxedge.model.graph import graphs_of
+from onnxedge.model.io import runnable, save
+from onnxedge.model.names import refresh_scopes
 from onnxedge.model.spill import forget_pages
 from onnxedge.passes import Context, Pass, Result
 from onnxedge.pipeline import format_pass, format_pipeline
@@ -191,8 +193,9 @@ class Manager:
             return None
         if self._reference is None:
             self._reference = self._outputs(before)
-        outputs = self._outputs(model)
-        self._check_optimized(model)
+        with runnable(model) as source:
+            outputs = self._outputs(source)
+            self._check_optimized(source)
         promise = "rounding" if step.accuracy == "exact" and _has_half(before) else step.accuracy
         try:
             difference = check_numbers(self._reference, outputs, promise, quantized=_is_quantized(before))
@@ -219,7 +222,7 @@ class Manager:
         except Broken:
             raise fault from None
 
-    def _check_optimized(self, model: ir.Model) -> None:
+    def _check_optimized(self, model: bytes | Path) -> None:
         """Run a model as users do, with the runtime's own optimizations.
 
         Raises:
@@ -229,7 +232,7 @@ class Manager:
         for feed in self.feeds:
             session.run(feed)
 
-    def _outputs(self, model: ir.Model, level: Level = "disable") -> Outputs:
+    def _outputs(self, model: ir.Model | bytes | Path, level: Level = "disable") -> Outputs:
         session = Session(model, threads=self.context.threads, level=level)
         return [flattened(session.run(feed)) for feed in self.feeds]
 

@@ -11,8 +11,10 @@ import onnx_ir as ir
 
 from onnxedge.data import Data
 from onnxedge.metrics import Comparison, load_metric
-from onnxedge.model.edit import constant_node_tensor, graphs_of
-from onnxedge.model.io import file_bytes, weight_bytes, written_bytes
+from onnxedge.model.copy import copied
+from onnxedge.model.graph import constant_node_tensor, graphs_of
+from onnxedge.model.io import file_bytes
+from onnxedge.model.serialize import weight_bytes, written_bytes
 from onnxedge.operators import batch_one_shape, macs, model_macs
 from onnxedge.passes import Progress
 from onnxedge.report.records import Fidelity, Measure, Speed
@@ -69,13 +71,13 @@ def measure_size(
 def _shaped(model: ir.Model, shaped: ir.Model | None, feed: Feed) -> ir.Model:
     """Return a model with all shapes that a sample gives, the one given where nothing can be added."""
     if shaped is None or _free_inputs(model, feed):
-        shaped = model.clone()
+        shaped = copied(model)
         _fix_inputs(shaped, feed)
         infer_shapes(shaped)
     elif not feed or all(macs(node) is not None for node in shaped.graph):
         return shaped
     else:
-        shaped = shaped.clone()
+        shaped = copied(shaped)
     if feed:
         _observe_shapes(shaped, feed)
     return shaped

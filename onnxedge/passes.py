@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxedge.errors import UserError
-from onnxedge.model.edit import node_label
+from onnxedge.model.graph import node_label
 
 if TYPE_CHECKING:
     from onnxedge.data import Data

@@ -13,8 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxedge.errors import shortened
-from onnxedge.model.edit import constant, graphs_of, is_standard, node_label, static_shape
-from onnxedge.model.io import runnable_bytes, weight_bytes
+from onnxedge.model.graph import constant, graphs_of, is_standard, node_label, static_shape
+from onnxedge.model.io import runnable
+from onnxedge.model.serialize import weight_bytes
 from onnxedge.operators import macs, operator
 from onnxedge.probe_child import OUT_OF_MEMORY, REFUSED
 from onnxedge.runtime import RUN_LIMIT_SECONDS, CannotRun, TooLong
@@ -65,11 +66,11 @@ def check_survives(model: ir.Model, shaped: ir.Model, memory: int | None = None)
 
 
 def _run(model: ir.Model, memory: int, seconds: float) -> tuple[int, str]:
-    with runnable_bytes(model) as source:
+    with runnable(model) as source:
         try:
             done = subprocess.run(
                 [sys.executable, "-P", str(_CHILD), str(memory), str(seconds)],
-                input=source if isinstance(source, bytes) else source.encode(),
+                input=source if isinstance(source, bytes) else str(source).encode(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 timeout=_START_SECONDS + 10 * seconds,

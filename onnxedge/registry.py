@@ -30,10 +30,13 @@ class Entry:
     error: str = ""
 
 
+_installed = functools.cache(entry_points)  #: those of all groups: each look reads a file of every distribution
+
+
 @functools.cache
 def _entry_points(group: str) -> dict[str, list[EntryPoint]]:
     found: dict[str, list[EntryPoint]] = {}
-    for point in sorted(entry_points(group=group), key=lambda p: (p.name, p.value)):
+    for point in sorted(_installed().select(group=group), key=lambda p: (p.name, p.value)):
         same = found.setdefault(point.name, [])
         if all(other.value != point.value for other in same):
             same.append(point)

@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from onnxedge.errors import UserError, first_line
 from onnxedge.model.edit import forked
-from onnxedge.model.io import runnable_bytes, scratch_directory
+from onnxedge.model.files import scratch_directory
+from onnxedge.model.io import runnable
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
@@ -57,7 +58,7 @@ class Session:
     """Run a model in ONNX Runtime on the CPU.
 
     Args:
-        model: a graph, a protobuf, or a path.
+        model: a graph, a protobuf, or the path or the bytes of a file.
         threads: intra-operator threads; threads never spin, so that two sessions can be timed in turns.
         level: graph optimization of the runtime; ``disable`` runs the graph as it is written.
         dump: file for the graph as the runtime optimized it.
@@ -68,7 +69,7 @@ class Session:
 
     def __init__(
         self,
-        model: ir.Model | onnx.ModelProto | Path,
+        model: ir.Model | onnx.ModelProto | Path | bytes,
         *,
         threads: int = 1,
         level: Level = "all",
@@ -94,8 +95,10 @@ class Session:
             options.optimized_model_filepath = str(dump)
         late = threading.Event()
         try:
-            with runnable_bytes(model) as source, _alarm(LOAD_LIMIT_SECONDS, options.set_load_cancellation_flag, late):
-                self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            with runnable(model) as source, _alarm(LOAD_LIMIT_SECONDS, options.set_load_cancellation_flag, late):
+                self._session = ort.InferenceSession(
+                    source if isinstance(source, bytes) else str(source), options, providers=["CPUExecutionProvider"]
+                )
         except Exception as err:  # the runtime's exceptions share no base of their own
             if late.is_set():
                 raise TooLong(f"ONNX Runtime takes over {LOAD_LIMIT_SECONDS:g} s to load the model") from err

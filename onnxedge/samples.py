@@ -16,8 +16,10 @@ from onnxedge.data import Data, Preprocess, open_data, synthesise
 from onnxedge.errors import UserError
 from onnxedge.measure import verification_feeds
 from onnxedge.model.check import MAX_RANK
-from onnxedge.model.edit import graphs_of, node_label, static_shape
-from onnxedge.model.io import weight_bytes
+from onnxedge.model.copy import copied
+from onnxedge.model.graph import graphs_of, node_label, static_shape
+from onnxedge.model.io import runnable
+from onnxedge.model.serialize import weight_bytes
 from onnxedge.operators import operator
 from onnxedge.probe import check_survives
 from onnxedge.runtime import CannotRun, Feed, InputSpec, Session, flattened, model_inputs
@@ -70,6 +72,7 @@ def open_samples(
     shaped: ir.Model | None = None,
     threads: int = 1,
     memory: int | None = None,
+    compares: bool = True,
 ) -> Samples:
     """Open the user's samples, or synthesise some; find out whether the runtime runs the model at all.
 
@@ -79,6 +82,7 @@ def open_samples(
         shaped: the model with shapes inferred, where the caller has it.
         threads: of the session.
         memory: bytes that running the model and those made from it may take; None to run any.
+        compares: whether other models will be run on the samples to compare on; else the model is not tried on them.
     """
     specs = fixed_inputs(model_inputs(model), shapes)
     given = open_data(calib, specs, preprocess) if calib is not None else None
@@ -87,17 +91,19 @@ def open_samples(
         check_size(model, memory)
         fitted = check_memory(model, shaped=shaped)
         check_survives(model, fitted, memory if memory != RUN_MEMORY_BYTES else None)
-        session = Session(model, threads=threads)
-        trial = _Trial(model, shaped)
+        with runnable(model) as source:
+            session = Session(source, threads=threads)
+            trial = _Trial(model, shaped, Session(source, level="disable"))
         if not specs:
             reference = trial.outputs([{}])
             trial.check_repeats({}, reference[0])
             reason = "the model has no inputs, so that there are no samples"
             return Samples(given, compared, ({},), reason, reference)
         if given is None:
-            made = synthesise(model, specs, count=SYNTHETIC_SAMPLES, seed=seed, shapes=shapes)
+            made = synthesise(model, specs, SYNTHETIC_SAMPLES, seed, shapes=shapes, session=trial.session)
             calibration, held_out = made.split(HELD_OUT)
-            trial.outputs(held_out.feeds(1) if compared is None else ())
+            if compares and compared is None:
+                trial.outputs(held_out.feeds(1))
         elif compared is None and len(given) > 1:
             calibration, held_out = given.split(HELD_OUT)
         else:
@@ -115,9 +121,8 @@ def open_samples(
 class _Trial:
     """Run a model as it is written."""
 
-    def __init__(self, model: ir.Model, shaped: ir.Model | None) -> None:
-        self.model, self.shaped = model, shaped
-        self.session = Session(model, level="disable")
+    def __init__(self, model: ir.Model, shaped: ir.Model | None, session: Session) -> None:
+        self.model, self.shaped, self.session = model, shaped, session
         self.fitting: set[tuple[tuple[str, tuple[int, ...]], ...]] = set()
 
     def outputs(self, feeds: Iterable[Feed]) -> list[dict[str, Array]]:
@@ -190,7 +195,7 @@ def check_memory(model: ir.Model, feed: Feed | None = None, shaped: ir.Model | N
     """
     fed = [value for value in model.graph.inputs if not value.is_initializer()]
     if shaped is None or any(value.shape is None or not value.shape.is_static() for value in fed):
-        shaped = model.clone()
+        shaped = copied(model)
         _fix_inputs(shaped, feed or {})
         infer_shapes(shaped)
     for graph in shaped.graphs():

@@ -103,6 +103,19 @@ class Quantization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """Say what a kernel takes where that is less than its operator allows.
+
+    Attributes:
+        dtypes: of its first input, as ONNX Runtime names them; empty for all.
+        outputs: how many outputs it needs a place for, whether they are read or not.
+    """
+
+    dtypes: tuple[str, ...] = ()
+    outputs: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """Describe the runtime and hardware that a model is made for.
 
@@ -114,6 +127,7 @@ class Target:
         ir_max: newest IR version that the runtime reads.
         channel_multiple: widths that the kernels like are multiples of this.
         operators: operators outside of the model's opset that the runtime has kernels for, as ``domain::Op``.
+        kernels: operator as in ``operators`` -> what its kernel takes.
         slow: operators of the default domain whose kernels are slower than the operators that they stand for.
         fused_attention: ``always`` where an attention kernel is worth it whatever stands around it, ``heads`` where
             its products are no faster than MatMul's and it only gains by splitting and merging the heads itself.
@@ -129,6 +143,7 @@ class Target:
     ir_max: int = 99
     channel_multiple: int = 1
     operators: tuple[str, ...] = ()
+    kernels: Mapping[str, Kernel] = field(default_factory=dict)
     slow: tuple[str, ...] = ()
     fused_attention: Literal["always", "heads"] = "always"
     merged_projections: bool = False
@@ -240,7 +255,7 @@ def _is_required(option: dataclasses.Field[Any]) -> bool:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
-    table = Quantization if hint == Quantization | None else KernelCost if hint is KernelCost else None
+    table = Quantization if hint == Quantization | None else hint if hint in (Kernel, KernelCost) else None
     if table is not None:
         if not isinstance(value, dict):
             raise UserError(f"{where}: needs a table")

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxedge.errors import OnnxEdgeError, first_line
 from onnxedge.metrics import sqnr_db
-from onnxedge.model.edit import constant, nest
+from onnxedge.model.graph import constant, nest
 from onnxedge.model.skeleton import skeleton
 from onnxedge.passes import Accuracy
 

@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 import onnxedge
 from onnxedge.api import Context, GraphSurgeonPass, PatternPass
-from onnxedge.model.io import from_proto, to_proto
+from onnxedge.model.io import from_proto
+from onnxedge.model.serialize import to_proto
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 17]>

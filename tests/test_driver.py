@@ -15,7 +15,7 @@ import onnx_ir as ir
 import pytest
 
 import onnxedge
-from onnxedge.api import Accuracy, Context, Pass, PassError, Result, UserError, insert_before, set_constant
+from onnxedge.api import Accuracy, Context, Pass, PassError, Result, UserError, insert_before, load, set_constant
 from onnxedge.runtime import Session
 
 TEXT = """
@@ -301,3 +301,12 @@ def test_a_model_beyond_the_memory_is_checked_and_not_run(linear: onnx.ModelProt
     assert result.report.passes[0].verified == "structure"
     assert "--memory 1GiB has it run" in result.report.unmeasured[0]
     assert np.allclose(outputs(result.model), outputs(linear), atol=1e-6)
+
+
+def test_training_info_that_is_not_kept_is_said(linear: onnx.ModelProto, tmp_path: Path) -> None:
+    linear.training_info.add().algorithm.name = "step"
+    onnx.save(linear, tmp_path / "in.onnx")
+    for given in (linear, tmp_path / "in.onnx", load(tmp_path / "in.onnx")):
+        notes = onnxedge.optimize(given, "fold,fuse", verify="structure", measure=False).report.notes
+        said = [note.pass_name for note in notes if note.reason.startswith("training_info was not kept")]
+        assert said == ["load"]

@@ -13,7 +13,11 @@ import pytest
 
 from onnxedge.errors import UserError
 from onnxedge.model import io
-from onnxedge.model.edit import constant, refresh_scopes, set_constant
+from onnxedge.model.edit import set_constant
+from onnxedge.model.files import scratch_directory
+from onnxedge.model.graph import constant
+from onnxedge.model.names import refresh_scopes
+from onnxedge.model.serialize import has_external_data, to_proto, written_bytes
 from onnxedge.model.skeleton import skeleton
 from onnxedge.runtime import Session
 
@@ -58,7 +62,7 @@ def test_initializer_metadata_is_not_doubled(tiny: Path, tmp_path: Path) -> None
 
 def test_external_data_goes_in_and_out(fixtures: Path, tmp_path: Path) -> None:
     model = io.load(fixtures / "external_data.onnx")
-    assert io.has_external_data(model)
+    assert has_external_data(model)
     io.save(model, tmp_path / "out.onnx", external=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.onnx", "out.onnx.data"]
     feed = {"image": np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)}
@@ -68,6 +72,14 @@ def test_external_data_goes_in_and_out(fixtures: Path, tmp_path: Path) -> None:
     assert all(np.array_equal(first[k], second[k]) and np.array_equal(first[k], third[k]) for k in first)
     io.save(model, tmp_path / "inside.onnx")
     assert io.file_bytes(tmp_path / "inside.onnx") == (tmp_path / "inside.onnx").stat().st_size > 200_000
+
+
+def test_what_is_lost_on_loading_is_told(tiny: Path) -> None:
+    assert io.losses(io.load(tiny)) == ()
+    model = onnx.load(tiny)
+    model.training_info.add().algorithm.name = "step"
+    onnx.save(model, tiny)
+    assert [loss.split()[0] for loss in io.losses(io.load(tiny))] == ["training_info"]
 
 
 def test_the_input_is_never_overwritten(tiny: Path, fixtures: Path, tmp_path: Path) -> None:
@@ -115,10 +127,10 @@ def test_short_external_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_scratch_of_killed_runs_is_removed() -> None:
-    with io.scratch_directory() as folder:
+    with scratch_directory() as folder:
         stale = folder.parent / "999999999-left"
         stale.mkdir(exist_ok=True)
-        with io.scratch_directory() as other:
+        with scratch_directory() as other:
             assert other != folder
             assert not stale.exists()
             assert folder.exists()
@@ -128,7 +140,7 @@ def test_scratch_of_killed_runs_is_removed() -> None:
 def _in_files(tmp_path: Path, count: int = 3) -> Path:
     """Write a model whose weights lie in several files, one of them read twice, and small ones among them."""
     rng = np.random.default_rng(0)
-    text = ["<ir_version: 8, opset_import: [\"\" : 17]> g (float[N, 32] x) => (float[N, 32] y) {"]
+    text = ['<ir_version: 8, opset_import: ["" : 17]> g (float[N, 32] x) => (float[N, 32] y) {']
     text += [f"v{i + 1} = MatMul(v{i}, w{i})" for i in range(count)] + [f"a = Add(v{count}, b) y = Add(a, b)", "}"]
     model = onnx.parser.parse_model(" ".join(text).replace("v0", "x"))
     for index, array in enumerate([*rng.standard_normal((count, 32, 32)), rng.standard_normal(32)]):
@@ -202,6 +214,20 @@ def test_weights_of_a_replaced_model_do_not_stay(tmp_path: Path) -> None:
     assert data.read_bytes() == b"of somebody else"
 
 
+@pytest.mark.parametrize("external", [False, True])
+def test_only_what_replaces_a_file_is_flushed(tmp_path: Path, external: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever loses power has the old model or the new one; a new file needs no disk to be whole for all processes."""
+    model, done = io.load(_in_files(tmp_path)), list[str]()
+    flush, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("flush"), flush(file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("replace"), replace(*paths)))
+    parts = 2 if external else 1
+    for expected in (["replace"] * parts, ["flush"] * parts + ["replace"] * parts):
+        io.save(model, tmp_path / "out.onnx", external=external)
+        assert done == expected
+        done.clear()
+
+
 def test_a_file_that_shrank_since_loading_is_said(tmp_path: Path) -> None:
     model = io.load(_in_files(tmp_path))
     (tmp_path / "part0.bin").write_bytes(b"0" * 100)
@@ -211,7 +237,7 @@ def test_a_file_that_shrank_since_loading_is_said(tmp_path: Path) -> None:
 
 
 def test_edited_weights_of_a_large_model_leave_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxedge.model.edit.SPILLS_FROM_BYTES", 0)
+    monkeypatch.setattr("onnxedge.model.names.SPILLS_FROM_BYTES", 0)
     monkeypatch.setattr("onnxedge.model.spill.MIN_BYTES", 0)
     model = io.load(_in_files(tmp_path))
     refresh_scopes(model)
@@ -227,9 +253,9 @@ def test_edited_weights_of_a_large_model_leave_memory(tmp_path: Path, monkeypatc
 
 def test_a_skeleton_holds_no_weights(fixtures: Path) -> None:
     model = io.load(fixtures / "external_data.onnx")
-    before = io.to_proto(model).SerializeToString()
+    before = to_proto(model).SerializeToString()
     proto = skeleton(model)
     assert proto.ByteSize() < 10_000
     onnx.checker.check_model(proto)
-    assert io.to_proto(model).SerializeToString() == before
-    assert abs(io.written_bytes(model) - len(before)) < 0.05 * len(before)
+    assert to_proto(model).SerializeToString() == before
+    assert abs(written_bytes(model) - len(before)) < 0.05 * len(before)

@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from onnxedge.model.io import scratch_directory
+from onnxedge.model.files import scratch_directory
 
 
 def _run(model: Path, output: Path) -> subprocess.Popen[bytes]:

@@ -8,7 +8,8 @@ import onnx
 import pytest
 
 import onnxedge
-from onnxedge.model.io import load, to_proto
+from onnxedge.model.io import load
+from onnxedge.model.serialize import to_proto
 from onnxedge.registry import list_passes
 
 pytestmark = pytest.mark.usefixtures("untimed")

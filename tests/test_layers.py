@@ -18,7 +18,7 @@ LAYERS = (
     ("search", "bisect"),
     ("comparison",),
     ("driver", "recipe"),
-    ("manager", "samples", "inspection", "documentation"),
+    ("manager", "never_worse", "samples", "inspection", "documentation"),
     ("pipeline", "measure", "probe"),
     ("registry", "verify", "report", "bridges", "placement"),
     ("passes",),

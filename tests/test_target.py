@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from onnxedge.errors import UserError
 from onnxedge.runtime import optimized_graph
-from onnxedge.target import Target, load_packaged_target, load_target
+from onnxedge.target import Kernel, Target, load_packaged_target, load_target
 
 IMAGE = [1, 16, 8, 8]
 INDICES: dict[str, Any] = {"i": np.array([0]), "j": np.array([4]), "k": np.array([1])}
@@ -245,6 +245,13 @@ def test_kernels_worth_fusing_into() -> None:
     assert target.has_kernel("Gelu", opset=20)
     assert not target.has_kernel("Gelu", opset=19)
     assert not target.has_kernel("Swish", opset=24)
+
+
+def test_what_a_kernel_takes() -> None:
+    text = 'name = "acme"\n[kernels]\n"com.acme::Gelu" = { dtypes = ["float16"], outputs = 2 }'
+    assert load_target("acme", text).kernels == {"com.acme::Gelu": Kernel(dtypes=("float16",), outputs=2)}
+    with pytest.raises(UserError, match="unknown key 'types'"):
+        load_target("acme", text.replace("dtypes", "types"))
 
 
 @pytest.mark.parametrize("name", ["ort-cpu", "ort-cuda"])

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxedge.data.moments import Moments, estimated, named, normalization_after, weight_of
-from onnxedge.model.edit import constant, is_standard
+from onnxedge.model.graph import constant, is_standard
 
 Array = np.ndarray[Any, Any]
 

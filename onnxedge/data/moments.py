@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxedge.data.signals import smooth_field
-from onnxedge.model.edit import constant
+from onnxedge.model.graph import constant
 
 Array = np.ndarray[Any, Any]
 

@@ -22,7 +22,7 @@ from onnxedge.data.moments import STANDARD, Moments
 from onnxedge.data.signals import sample
 from onnxedge.data.sources import Chunk
 from onnxedge.errors import UserError, did_you_mean
-from onnxedge.model.edit import constant_tensor, graphs_of
+from onnxedge.model.graph import constant_tensor, graphs_of
 from onnxedge.runtime import CannotRun, InputSpec, Session, model_inputs
 
 Array = np.ndarray[Any, Any]
@@ -45,7 +45,7 @@ def synthesise(
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     run: bool = True,
-    threads: int = 1,
+    session: Session | None = None,
 ) -> Data:
     """Make samples from each input's type and shape and from what the model's graph says about it.
 
@@ -61,7 +61,7 @@ def synthesise(
         seed: the same seed gives the same samples.
         shapes: sizes that the user fixed, by input: the whole shape, with the batch.
         run: try the sizes in ONNX Runtime; False takes the first ones unseen, for a model that it cannot load.
-        threads: threads of those runs.
+        session: the model as it is written, where the caller has it.
 
     Raises:
         CannotRun: no sizes were found with which the model runs; has the runtime's reason. Or an input is of a type
@@ -83,7 +83,8 @@ def synthesise(
     sizes = _Sizes(specs, batching, facts, _written_sizes(model))
     if not run:
         return _data(specs, facts, batching, next(sizes.assignments()), count, seed)
-    return _first_running(Session(model, threads=threads, level="disable"), specs, facts, batching, sizes, count, seed)
+    session = session or Session(model, level="disable")
+    return _first_running(session, specs, facts, batching, sizes, count, seed)
 
 
 def _first_running(

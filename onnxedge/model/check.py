@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxedge.errors import UserError, first_line, shortened
-from onnxedge.model.edit import graphs_of, is_standard, node_label
+from onnxedge.model.graph import graphs_of, is_standard, node_label
 
 MAX_RANK = 64  #: dimensions of a tensor that numpy takes
 _KNOWN = frozenset(item.value for item in ir.DataType if item != ir.DataType.UNDEFINED)
@@ -49,15 +49,17 @@ def check_versions(proto: onnx.ModelProto, source: str) -> None:
             raise UserError(f"{source}: opset {entry.version} is not known; onnx {onnx.__version__} reads 1..{newest}")
 
 
-def check_external_data(proto: onnx.ModelProto, source: str, folder: Path | None) -> None:
+def check_external_data(proto: onnx.ModelProto, source: str, folder: Path | None) -> bool:
     """Refuse external data that is missing, reaches out of the model's folder, or is no regular file.
+
+    Returns:
+        Whether there is any.
 
     Raises:
         UserError: with the tensor and the reason.
     """
-    for tensor in tensors_of(proto):
-        if not onnx.external_data_helper.uses_external_data(tensor):
-            continue
+    external = [tensor for tensor in tensors_of(proto) if onnx.external_data_helper.uses_external_data(tensor)]
+    for tensor in external:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         where = f"{source}: tensor {_name(tensor)}: external data {shortened(entries.get('location', ''), 200)!r}"
         offset, length = (_external_number(entries, key, where) for key in ("offset", "length"))
@@ -71,6 +73,7 @@ def check_external_data(proto: onnx.ModelProto, source: str, folder: Path | None
         size = _external_size(folder, Path(entries.get("location", "")), where)
         if size < end:
             raise UserError(f"{where}: has {size} bytes, the tensor needs {end}")
+    return bool(external)
 
 
 def _external_number(entries: Mapping[str, str], key: str, where: str) -> int | None:

@@ -1,120 +1,19 @@
 """Edits of an ``onnx_ir`` graph that passes share.
 
 Every edit makes new values and new initializers: a weight that two nodes read is never changed under the other one.
-Nodes and values are compared by identity, names are labels for people.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.model.spill import SPILLS_FROM_BYTES, forget_pages, spilled
-
-Array = np.ndarray[Any, Any]
-
-
-def graphs_of(model: ir.Model) -> Iterator[ir.Graph]:
-    """Yield the main graph and every subgraph, then the graphs of local functions."""
-    yield from nest(model.graph)
-    for function in model.functions.values():
-        yield from nest(function.graph)
-
-
-def nest(graph: ir.Graph) -> list[ir.Graph]:
-    """Return a graph and those inside it, outer ones first."""
-    found: list[ir.Graph] = []
-    stack = [graph]
-    while stack:
-        outer = stack.pop()
-        found.append(outer)
-        inner: list[ir.Graph] = []
-        for node in outer:
-            for attribute in node.attributes.data.values():  # the mapping's own views are slow, and there are many
-                if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-                    inner.append(attribute.as_graph())
-                elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
-                    inner.extend(attribute.as_graphs())
-        stack.extend(reversed(inner))
-    return found
-
-
-def is_overridable(value: ir.Value) -> bool:
-    """Tell whether an initializer is a graph input too, so that the caller may feed another tensor (IR 3 style)."""
-    return value.is_graph_input()
-
-
-def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """Return the tensor behind an initializer or a Constant node without reading its bytes, or None.
-
-    None also for a missing input, for an initializer that the caller may override, and for Constant forms whose
-    value is no dense tensor (strings, sparse tensors, a function's attribute reference).
-    """
-    if value is None:
-        return None
-    producer = value.producer()
-    if producer is None:
-        return None if is_overridable(value) else value.const_value
-    if producer.op_type != "Constant" or producer.domain not in ("", "ai.onnx"):
-        return None
-    return constant_node_tensor(producer)
-
-
-def constant_node_tensor(node: ir.Node) -> ir.TensorProtocol | None:
-    """Return the tensor that a Constant node holds, in whichever attribute form, or None for a form not dense."""
-    if len(node.attributes) != 1:
-        return None
-    attribute = next(iter(node.attributes.values()))
-    if attribute.is_ref():
-        return None
-    match attribute.name:
-        case "value":
-            return attribute.as_tensor()
-        case "value_float":
-            return ir.tensor(np.array(attribute.as_float(), np.float32))
-        case "value_int":
-            return ir.tensor(np.array(attribute.as_int(), np.int64))
-        case "value_floats":
-            return ir.tensor(np.array(attribute.as_floats(), np.float32))
-        case "value_ints":
-            return ir.tensor(np.array(attribute.as_ints(), np.int64))
-    return None
-
-
-def constant(value: ir.Value | None) -> Array | None:
-    """Return the array behind an initializer or a Constant node, or None where the value is no constant.
-
-    The array may be a read-only view of the model's bytes (memory-mapped for external data): never write into it.
-    """
-    tensor = constant_tensor(value)
-    if tensor is None or tensor.dtype == ir.DataType.STRING:
-        return None
-    return tensor.numpy()
-
-
-def is_constant(value: ir.Value | None) -> bool:
-    """Tell whether a value is an initializer that nobody can override, or the output of a Constant node."""
-    return constant_tensor(value) is not None
-
-
-def graph_of(node: ir.Node) -> ir.Graph:
-    """Return the graph that holds a node.
-
-    Raises:
-        ValueError: the node is in no graph.
-    """
-    graph = node.graph
-    if type(graph) is ir.Graph:  # at once: to ask whether it is a function takes long, that class is a protocol
-        return graph
-    if isinstance(graph, ir.Function):
-        return graph.graph
-    if graph is None:
-        raise ValueError(f"node {node.name!r} is in no graph")
-    return graph
+from onnxedge.model.graph import Array, graph_of, use_count
+from onnxedge.model.names import refresh_scopes, scope_of, unique_name, unique_node_name
+from onnxedge.model.spill import forget_pages, spilled
 
 
 def new_initializer(graph: ir.Graph, array: Array, name: str) -> ir.Value:
@@ -140,90 +39,6 @@ def add_initializer(graph: ir.Graph, value: ir.Value) -> ir.Value:
     else:
         graph.append(node)
     return node.outputs[0]
-
-
-@dataclass
-class Scope:
-    """What a graph shares with the graphs around and inside it: taken names, opset imports, function or not.
-
-    ONNX forbids shadowing between a subgraph and the graphs around it, so names are unique over the whole nest.
-    """
-
-    opset_imports: dict[str, int]
-    is_function: bool = False
-    spills: bool = False  #: new weights go to a file: those of the model are many and in files of their own
-    names: dict[str, int] = field(default_factory=dict)  #: taken value name -> last number tried behind it
-    node_names: dict[str, int] = field(default_factory=dict)  #: the same for nodes: ONNX Runtime refuses equal ones
-
-
-_SCOPE = "onnxedge.scope"
-
-
-def refresh_scopes(model: ir.Model) -> None:
-    """Read the taken names of every graph anew; the manager calls it before each pass, whoever edited the graph."""
-    _refresh(model.graph, model.graph.subgraphs(), Scope(model.graph.opset_imports))
-    for function in model.functions.values():
-        _refresh(function.graph, function.subgraphs(), Scope(function.opset_imports, is_function=True))
-
-
-def _refresh(graph: ir.Graph, subgraphs: Iterable[ir.Graph], scope: Scope) -> None:
-    external_bytes = 0
-    for nested in (graph, *subgraphs):
-        nested.meta[_SCOPE] = scope
-        tensors = (value.const_value for value in nested.initializers.values())
-        external_bytes += sum(t.nbytes for t in tensors if isinstance(t, ir.ExternalTensor))
-        scope.spills = external_bytes > SPILLS_FROM_BYTES
-        scope.names.update((name, 0) for name in _value_names(nested))
-        scope.node_names.update((node.name or "", 0) for node in nested)
-
-
-def scope_of(graph: ir.Graph) -> Scope:
-    """Return the scope of a graph, its own alone for a graph that :func:`refresh_scopes` has not seen."""
-    scope = graph.meta.get(_SCOPE)
-    if scope is None:
-        scope = Scope(graph.opset_imports)
-        scope.names.update((name, 0) for name in _value_names(graph))
-        scope.node_names.update((node.name or "", 0) for node in graph)
-        graph.meta[_SCOPE] = scope
-    assert isinstance(scope, Scope)
-    return scope
-
-
-def unique_name(graph: ir.Graph, wish: str) -> str:
-    """Return ``wish``, or ``wish_1``, ``wish_2``... if a value anywhere in the graph's nest has that name already."""
-    return _claim(scope_of(graph).names, wish)
-
-
-def unique_node_name(graph: ir.Graph, wish: str) -> str:
-    """Return ``wish``, or a numbered one if a node anywhere in the graph's nest has that name already."""
-    return _claim(scope_of(graph).node_names, wish)
-
-
-def join_scope(graph: ir.Graph, outer: ir.Graph) -> None:
-    """Let a graph that is moved into another one's nest, and what is nested in it, share that one's scope."""
-    for nested in (graph, *graph.subgraphs()):
-        nested.meta[_SCOPE] = scope_of(outer)
-
-
-def _claim(taken: dict[str, int], wish: str) -> str:
-    if wish and wish not in taken:
-        taken[wish] = 0
-        return wish
-    count = taken.get(wish, 0)
-    while True:
-        count += 1
-        name = f"{wish}_{count}"
-        if name not in taken:
-            taken[wish], taken[name] = count, 0
-            return name
-
-
-def _value_names(graph: ir.Graph) -> Iterator[str]:
-    for value in (*graph.inputs, *graph.initializers.values()):
-        yield value.name or ""
-    for node in graph:
-        for value in node.outputs:
-            yield value.name or ""
 
 
 def set_constant(node: ir.Node, index: int, array: Array, name: str | None = None) -> ir.Value:
@@ -253,18 +68,6 @@ def drop_if_unused(value: ir.Value) -> None:
     elif value.is_initializer() and value.graph is not None and value.name is not None:
         value.graph.initializers.pop(value.name, None)
         forget_pages(value.const_value)
-
-
-def use_count(value: ir.Value) -> int:
-    """Return how often nodes read a value, at once: ``uses()`` of onnx_ir 1.1 copies all, however many there are."""
-    return len(value._uses)
-
-
-def sole_consumer(value: ir.Value) -> ir.Node | None:
-    """Return the one node that reads a value once, or None where it has other readers or is a graph output."""
-    if use_count(value) != 1 or value.is_graph_output():
-        return None
-    return next(iter(value.uses())).node
 
 
 _WIDE = 32  #: inputs, from which on onnx_ir's way to replace one, by a loop over all of them, is not taken
@@ -415,7 +218,7 @@ def new_node(
     """
     label = name or (like[0].name if like and like[0].name else op_type.lower())
     names = [label if i == 0 else f"{label}_{i}" for i in range(outputs)] if isinstance(outputs, int) else list(outputs)
-    own = _claim(scope_of(graph).node_names, name or label)
+    own = unique_node_name(graph, name or label)
     node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=len(names), name=own)
     for value, wish in zip(node.outputs, names, strict=True):
         value.name = unique_name(graph, wish)
@@ -424,32 +227,6 @@ def new_node(
     if domain:
         scope_of(graph).opset_imports.setdefault(domain, 1)
     return node
-
-
-def node_label(node: ir.Node) -> str:
-    """Return the operator and the node's name as Netron shows them, or the first output's name for a nameless node."""
-    domain = f"{node.domain}::" if node.domain not in ("", "ai.onnx") else ""
-    outputs = [value.name for value in node.outputs if value.name]
-    name = node.name or (f"-> {outputs[0]}" if outputs else "?")
-    return f"{domain}{node.op_type} {name!r}"
-
-
-def opset(model: ir.Model | ir.Graph, domain: str = "") -> int:
-    """Return the opset version that a model imports for a domain, 0 where it imports none."""
-    imports = model.opset_imports
-    return imports.get(domain, imports.get("ai.onnx", 0) if domain == "" else 0)
-
-
-def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    """Return the shape of a value whose dimensions are all known, else None."""
-    if value is None or value.shape is None or not value.shape.is_static():
-        return None
-    return tuple(int(d) for d in value.shape)  # type: ignore[arg-type]
-
-
-def is_standard(node: ir.Node) -> bool:
-    """Tell whether a node is of the default ONNX domain."""
-    return node.domain in ("", "ai.onnx")
 
 
 def forked(model: ir.Model, values: Sequence[ir.Value] = ()) -> tuple[ir.Model, list[ir.Value]]:

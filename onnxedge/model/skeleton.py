@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxedge.model.edit import graphs_of
+from onnxedge.model.graph import graphs_of
+from onnxedge.model.weights import in_file, in_memory, standing_in
 
 STUB_BYTES = 1024  #: a tensor of at most so many bytes stays whole: shapes are computed from such
 _STUB = ".onnxedge-stub"
@@ -23,11 +21,19 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
     name, an input or an output stands in the way of are zeros. Nothing is read from files but tensors of at most
     :data:`STUB_BYTES`.
     """
-    with _stubs(model) as graphs:
+    stubbed: set[bool] = set()  # whether the main graph had some, and others
+
+    def stub(value: ir.Value, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        if tensor.dtype == ir.DataType.STRING or tensor.nbytes <= STUB_BYTES:
+            return in_memory(tensor)
+        stubbed.add(value.graph is model.graph)
+        return in_file(tensor, _STUB)
+
+    with standing_in(graphs_of(model), stub):
         proto = ir.serde.serialize_model(model)
-    if any(graph is model.graph for graph in graphs):
+    if True in stubbed:
         _make_inputs(proto.graph)
-    if any(graph is not model.graph for graph in graphs):
+    if False in stubbed:
         _hoist_nested(proto.graph, proto.graph)
     return proto
 
@@ -36,34 +42,6 @@ def large_bytes(model: ir.Model) -> int:
     """Return the bytes that a model's skeleton lacks."""
     tensors = (value.const_value for graph in graphs_of(model) for value in graph.initializers.values())
     return sum(t.nbytes for t in tensors if t is not None and t.dtype != ir.DataType.STRING and t.nbytes > STUB_BYTES)
-
-
-@contextlib.contextmanager
-def _stubs(model: ir.Model) -> Iterator[list[ir.Graph]]:
-    """Put tensors without content in place of large ones, while the context lasts; yield the graphs that had some."""
-    kept: list[tuple[ir.Value, ir.TensorProtocol]] = []
-    graphs: list[ir.Graph] = []
-    try:
-        for graph in graphs_of(model):
-            for value in graph.initializers.values():
-                tensor = value.const_value
-                if tensor is None or tensor.dtype == ir.DataType.STRING:
-                    continue
-                if tensor.nbytes > STUB_BYTES:
-                    if not graphs or graphs[-1] is not graph:
-                        graphs.append(graph)
-                    kept.append((value, tensor))
-                    dims = [d for d in tensor.shape if isinstance(d, int)]
-                    value.const_value = ir.ExternalTensor(
-                        _STUB, None, None, tensor.dtype, shape=ir.Shape(dims), name=value.name or ""
-                    )
-                elif isinstance(tensor, ir.ExternalTensor):
-                    kept.append((value, tensor))
-                    value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=value.name)
-        yield graphs
-    finally:
-        for value, tensor in kept:
-            value.const_value = tensor
 
 
 def _is_stub(tensor: onnx.TensorProto) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import onnx_ir as ir
 
-from onnxedge.model.edit import graphs_of
+from onnxedge.model.graph import graphs_of
 from onnxedge.model.spill import forget_pages
 
 MIN_BYTES = 1024  #: smaller tensors stay in the model file: ONNX Runtime reads shapes and scales there
@@ -20,18 +23,68 @@ _SMALL_ALIGNMENT = 64  #: widest vector register, bytes
 _CHUNK_BYTES = 8 << 20
 
 
+@contextlib.contextmanager
+def standing_in(
+    graphs: Iterable[ir.Graph], choose: Callable[[ir.Value, ir.TensorProtocol], ir.TensorProtocol]
+) -> Iterator[None]:
+    """Put other tensors in place of those of initializers while the context lasts.
+
+    Args:
+        graphs: whose initializers.
+        choose: gives what stands in for an initializer's tensor; the tensor itself where it stays.
+    """
+    kept: list[tuple[ir.Value, ir.TensorProtocol]] = []
+    try:
+        for graph in graphs:
+            for value in graph.initializers.values():
+                tensor = value.const_value
+                if tensor is not None and (other := choose(value, tensor)) is not tensor:
+                    kept.append((value, tensor))
+                    value.const_value = other
+        yield
+    finally:
+        for value, tensor in kept:
+            value.const_value = tensor
+
+
+def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Return a tensor whose bytes are in memory: itself, but where it lies in a file."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    return ir.Tensor(
+        np.array(tensor.numpy()),
+        dtype=tensor.dtype,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
+
+
+def in_file(tensor: ir.TensorProtocol, location: str, offset: int | None = None) -> ir.ExternalTensor:
+    """Return a tensor like another one that lies in a file."""
+    return ir.ExternalTensor(
+        location,
+        offset,
+        None if offset is None else tensor.nbytes,
+        tensor.dtype,
+        shape=ir.Shape(d for d in tensor.shape if isinstance(d, int)),
+        name=tensor.name or "",
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
+
+
 class WeightsError(OSError):
     """Say that a file of weights is not what it was when the model was loaded."""
 
 
-def write_weights(model: ir.Model, file: Path, location: str, base_dir: Path) -> dict[int, ir.ExternalTensor]:
+def write_weights(model: ir.Model, file: Path, location: str) -> dict[int, ir.ExternalTensor]:
     """Write the large initializers of a model into one file, in order, the same bytes once.
 
     Args:
         model: not changed.
         file: where to; replaced.
         location: what the model calls that file.
-        base_dir: folder that ``location`` is relative to.
 
     Returns:
         For each initializer's tensor, by ``id``, the one in the file.
@@ -48,19 +101,7 @@ def write_weights(model: ir.Model, file: Path, location: str, base_dir: Path) ->
                 if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes < MIN_BYTES:
                     continue
                 if id(tensor) not in placed:
-                    dims = [d for d in tensor.shape if isinstance(d, int)]
-                    offset = _write(tensor, out, regions)
-                    placed[id(tensor)] = ir.ExternalTensor(
-                        location,
-                        offset,
-                        tensor.nbytes,
-                        tensor.dtype,
-                        shape=ir.Shape(dims),
-                        name=value.name or "",
-                        doc_string=tensor.doc_string,
-                        metadata_props=dict(tensor.metadata_props),
-                        base_dir=base_dir,
-                    )
+                    placed[id(tensor)] = in_file(tensor, location, _write(tensor, out, regions))
     return placed
 
 
@@ -78,12 +119,32 @@ def _write(tensor: ir.TensorProtocol, out: BinaryIO, regions: dict[tuple[str, in
         regions[key] = offset
         _copy(*key, out)
     else:
-        data = tensor.tobytes()
-        if len(data) != tensor.nbytes:
-            raise WeightsError(f"tensor {tensor.name!r} has {len(data)} bytes, not {tensor.nbytes}")
-        out.write(data)
+        out.write(content_of(tensor))
         forget_pages(tensor)
     return offset
+
+
+def content_of(tensor: ir.TensorProtocol) -> bytes | memoryview:
+    """Return the bytes of a tensor as they stand in a file, a view of them where they lie in memory so.
+
+    Raises:
+        WeightsError: it has not the bytes that its shape needs.
+    """
+    array = tensor.raw if isinstance(tensor, ir.Tensor) else None
+    data: bytes | memoryview
+    if (
+        isinstance(array, np.ndarray)
+        and array.flags.c_contiguous
+        and tensor.dtype.bitwidth >= 8
+        and sys.byteorder == "little"
+        and array.dtype.isnative
+    ):
+        data = array.reshape(-1).view(np.uint8).data
+    else:
+        data = tensor.tobytes()
+    if len(data) != tensor.nbytes:
+        raise WeightsError(f"tensor {tensor.name!r} has {len(data)} bytes, not {tensor.nbytes}")
+    return data
 
 
 def _copy(path: str, offset: int, length: int, out: BinaryIO) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxedge.model.edit import node_label
+from onnxedge.model.graph import node_label
 from onnxedge.operators import ShapeOf, batch_one_shape, macs
 from onnxedge.placement.costs import Costs
 from onnxedge.placement.units import Unit, find_units

@@ -9,7 +9,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from onnxedge.model.edit import constant, constant_tensor, is_constant, is_standard, opset, sole_consumer
+from onnxedge.model.graph import constant, constant_tensor, is_constant, is_standard, opset, sole_consumer
 from onnxedge.operators import kind
 from onnxedge.target import Quantization, Target
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxedge.api import Context, is_standard, replace_uses
-from onnxedge_passes.cleanup.worklist import Outcome, Rule, retire
+from onnxedge_passes.cleanup.worklist import Outcome, Rule, replace_node, retire
 
 _INVERSE = {
     "Neg": "Neg",
@@ -47,6 +47,6 @@ class CancelPairs(Rule):
         if node.attributes.get_int("blocksize", 0) != before.attributes.get_int("blocksize", 0):
             return None
         if not replace_uses(node.outputs[0], first):
-            return None
+            return replace_node(node, "Identity", [first])  # from a graph input to a graph output
         retire(node)
         return first

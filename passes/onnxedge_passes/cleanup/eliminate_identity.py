@@ -20,13 +20,13 @@ class EliminateIdentity(Rule):
     Before: ``a = Identity(x); b = Mul(a, 1.0); y = Relu(b)``
     After:  ``y = Relu(x)``
 
-    Matched: Identity, Dropout at inference, Cast to the same type, Reshape, Expand and Flatten to the same shape,
-    Transpose in order, Pad by nothing, Slice and Gather of everything, Tile once, Resize by 1, Concat, Split, Sum and
-    Mean of one, Max, Min, And and Or of one value, Mul and Div by 1, Pow of 1, Sub of 0, Add of -0.0 or of an integer
-    0, And, Or, Xor, BitwiseAnd, BitwiseOr and BitwiseXor with what changes nothing, BitShift by 0, Where that always
-    takes one side, and Abs, Ceil, Floor, Relu, Round and Sign of their own kind.
-    Left alone: Add of +0.0 (``-0.0 + 0.0`` is ``0.0``), constants that change the shape by broadcast, a node between a
-    graph input or initializer and a graph output.
+    Matched: Identity, Dropout at inference or of nothing, Cast to the same type, Reshape, Expand and Flatten to the
+    same shape, Transpose in order, Pad by nothing, Slice and Gather of everything, Tile once, Resize by 1, Concat,
+    Split, Sum and Mean of one, Max, Min, And and Or of one value, Mul and Div by 1, Pow of 1, Sub of 0, Add of -0.0
+    or of an integer 0, And, Or, Xor, BitwiseAnd, BitwiseOr and BitwiseXor with what changes nothing, BitShift by 0,
+    Where that always takes one side, and Abs, Ceil, Floor, Relu, Round and Sign of their own kind.
+    Left alone: Add of +0.0 (``-0.0 + 0.0`` is ``0.0``; ``drop-zeros`` looks at who reads it), constants
+    that change the shape by broadcast, a node between a graph input or initializer and a graph output.
     accuracy: exact. Source: own.
     """
 
@@ -78,8 +78,8 @@ def _dropout(node: ir.Node) -> Answer:
     version = node_opset(node)
     if version < 7:
         return 0 if node.attributes.get_int("is_test", 0) else None
-    mode = input_at(node, 2)
-    if version < 12 or mode is None:
+    mode, ratio = input_at(node, 2), constant(input_at(node, 1))
+    if version < 12 or mode is None or (ratio is not None and not ratio.any()):
         return 0
     flag = constant(mode)
     return 0 if flag is not None and not flag.any() else None
@@ -221,7 +221,8 @@ def _keeps_shape(operand: Array, data: ir.Value) -> bool:
     return all(mine == 1 or mine == have for mine, have in zip(operand.shape, tail, strict=True))
 
 
-def _neutral_operand(node: ir.Node, side: int, is_neutral: Callable[[Array], bool]) -> Answer:
+def neutral_operand(node: ir.Node, side: int, is_neutral: Callable[[Array], bool]) -> int | None:
+    """Return the side of the other operand where the one on ``side`` is a neutral constant that adds no dimension."""
     operand, data = constant(node.inputs[side]), node.inputs[1 - side]
     if operand is None or data is None or operand.size == 0 or node_opset(node) < 7 or not is_neutral(operand):
         return None
@@ -241,12 +242,12 @@ def _all_plus_zero(operand: Array) -> bool:
 
 
 def _sub(node: ir.Node) -> Answer:
-    return _neutral_operand(node, 1, _all_plus_zero)
+    return neutral_operand(node, 1, _all_plus_zero)
 
 
 def _add(node: ir.Node) -> Answer:
     for side in (1, 0):
-        found = _neutral_operand(node, side, _all_zero)
+        found = neutral_operand(node, side, _all_zero)
         if found is not None:
             operand = constant(node.inputs[side])
             assert operand is not None
@@ -261,13 +262,13 @@ def _all_ones_bits(operand: Array) -> bool:
 
 
 def _second(is_neutral: Callable[[Array], bool]) -> Callable[[ir.Node], Answer]:
-    return lambda node: _neutral_operand(node, 1, is_neutral)
+    return lambda node: neutral_operand(node, 1, is_neutral)
 
 
 def _either(is_neutral: Callable[[Array], bool]) -> Callable[[ir.Node], Answer]:
     def answer(node: ir.Node) -> Answer:
-        right = _neutral_operand(node, 1, is_neutral)
-        return right if right is not None else _neutral_operand(node, 0, is_neutral)
+        right = neutral_operand(node, 1, is_neutral)
+        return right if right is not None else neutral_operand(node, 0, is_neutral)
 
     return answer
 

@@ -48,10 +48,8 @@ class Evaluator:
     ir_version: int
     isolated: Callable[[], Isolated]
 
-    def evaluate(
-        self, nodes: Sequence[ir.Node], known: Mapping[int, Array]
-    ) -> tuple[dict[int, Array], dict[int, str]]:
-        """Return the outputs of nodes, and why some could not be evaluated.
+    def evaluate(self, nodes: Sequence[ir.Node], known: Mapping[int, Array]) -> tuple[dict[int, Array], dict[int, str]]:
+        """Return the values of nodes that others read, and why some could not be evaluated.
 
         Up to a thousand nodes run in one session. If that fails, each half of them runs alone, so that what is at fault
         is found and all others are computed.
@@ -105,7 +103,7 @@ def _batch(nodes: Sequence[ir.Node], known: Mapping[int, Array], opset: int, ir_
     inputs: list[ir.Value] = []
     feed: dict[str, Array] = {}
     clones: list[ir.Node] = []
-    wanted: list[tuple[int, ir.Value]] = []
+    made: list[tuple[ir.Value, ir.Value]] = []
     for node in nodes:
         for value in node.inputs:
             if value is None or id(value) in copies:
@@ -133,7 +131,10 @@ def _batch(nodes: Sequence[ir.Node], known: Mapping[int, Array], opset: int, ir_
             copy.name = f"c{len(copies)}" if value.name else ""
             copies[id(value)] = copy
             if value.name:
-                wanted.append((id(value), copy))
+                made.append((value, copy))
+    inside = {id(node) for node in nodes}
+    read = [(value, copy) for value, copy in made if any(id(use.node) not in inside for use in value.uses())]
+    wanted = [(id(value), copy) for value, copy in read or made]
     outputs = [copy for _, copy in wanted]
     imports = {"": opset}
     graph = ir.Graph(inputs, outputs, nodes=clones, initializers=initializers, opset_imports=imports, name="constants")

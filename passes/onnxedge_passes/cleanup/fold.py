@@ -13,17 +13,25 @@ from onnxedge_passes.cleanup.cancel_pairs import CancelPairs
 from onnxedge_passes.cleanup.cancel_views import CancelViews
 from onnxedge_passes.cleanup.common_subexpressions import CommonSubexpressions
 from onnxedge_passes.cleanup.dead_code import DeadCode
+from onnxedge_passes.cleanup.decide_conditions import DecideConditions
 from onnxedge_passes.cleanup.eliminate_identity import EliminateIdentity
 from onnxedge_passes.cleanup.fold_constants import FoldConstants
 from onnxedge_passes.cleanup.freeze_initializers import FreezeInitializers, are_fixed, freeze
 from onnxedge_passes.cleanup.growth import Bounded
 from onnxedge_passes.cleanup.inline_if import InlineIf
 from onnxedge_passes.cleanup.inline_loop import InlineLoop
+from onnxedge_passes.cleanup.inline_scan import InlineScan
 from onnxedge_passes.cleanup.merge_casts import MergeCasts
 from onnxedge_passes.cleanup.merge_concats import MergeConcats
+from onnxedge_passes.cleanup.merge_gathers import MergeGathers
+from onnxedge_passes.cleanup.merge_ifs import MergeIfs
 from onnxedge_passes.cleanup.merge_reductions import MergeReductions
+from onnxedge_passes.cleanup.merge_sequences import MergeSequences
 from onnxedge_passes.cleanup.merge_slices import MergeSlices
 from onnxedge_passes.cleanup.merge_views import MergeViews
+from onnxedge_passes.cleanup.scatter_all import ScatterAll
+from onnxedge_passes.cleanup.shape_of_source import ShapeOfSource
+from onnxedge_passes.cleanup.unpack_optionals import UnpackOptionals
 from onnxedge_passes.cleanup.worklist import Rule, apply_rules
 
 _MAX_ROUNDS = 8
@@ -37,6 +45,11 @@ RULES: tuple[Rule, ...] = (
     MergeReductions(),
     MergeSlices(),
     MergeConcats(),
+    MergeGathers(),
+    UnpackOptionals(),
+    ShapeOfSource(),
+    ScatterAll(),
+    MergeSequences(),
 )  #: exact rules; where several match at one node the first in this order is applied
 
 
@@ -47,8 +60,9 @@ class Fold(Bounded):
     Before: an exporter's graph with its shape arithmetic, Identity nodes and Constant nodes
     After:  the same graph with what does not depend on the inputs computed
 
-    Left alone: see ``fold-constants``, ``inline-if``, ``inline-loop``, ``common-subexpressions``, ``dead-code`` and the
-    rules, each a pass of its own: ``eliminate-identity``, ``cancel-pairs`` and the ``merge-`` ones.
+    Left alone: see ``fold-constants``, ``decide-conditions``, ``inline-if``, ``inline-loop``, ``inline-scan``,
+    ``merge-ifs``, ``common-subexpressions``, ``dead-code`` and the rules, each a pass of its own:
+    ``eliminate-identity``, ``cancel-pairs`` and the ``merge-`` ones.
     accuracy: exact. Source: own.
     """
 
@@ -59,8 +73,11 @@ class Fold(Bounded):
         passes = (
             DeadCode(),
             FoldConstants(**{bound.name: getattr(self, bound.name) for bound in fields(Bounded)}),
+            DecideConditions(),
             InlineIf(),
             InlineLoop(),
+            InlineScan(),
+            MergeIfs(),
             CommonSubexpressions(),
         )
         counts: Counter[str] = Counter()

@@ -163,7 +163,7 @@ class _Folding:
         self.rewrites += 1
 
     def _visit(self, node: ir.Node) -> None:
-        if any(value is not None and self._is_small_pending(value) for value in node.inputs):
+        if self.pending and any(value is not None and self._is_small_pending(value) for value in node.inputs):
             self._flush()
         exported = any(value.is_graph_output() for value in node.outputs)
         found = propagate(node, self._elements, self.sizes.of)
@@ -185,11 +185,15 @@ class _Folding:
 
     def _skip_expands(self, node: ir.Node) -> None:
         """Let an operator that broadcasts read what was expanded for it, where its result keeps its shape."""
-        result = self.sizes.of(node.outputs[0]) if node.op_type in _BROADCASTING and node_opset(node) >= 7 else None
-        for index, value in enumerate(node.inputs) if result is not None else ():
+        if node.op_type not in _BROADCASTING:
+            return
+        for index, value in enumerate(node.inputs):
             expand = value.producer() if value is not None else None
             if expand is None or expand.op_type != "Expand" or not is_standard(expand) or expand.inputs[0] is None:
                 continue
+            result = self.sizes.of(node.outputs[0]) if node_opset(node) >= 7 else None
+            if result is None:
+                return
             rows = [self.sizes.of(v) for i, v in enumerate(node.inputs) if v is not None and i != index]
             rows.append(self.sizes.of(expand.inputs[0]))
             known = [row for row in rows if row is not None]
@@ -200,8 +204,9 @@ class _Folding:
 
     def _refine(self, value: ir.Value) -> None:
         """Tell the types what is known of the sizes: numbers, and dimensions with a name."""
-        row = self.sizes.of(value)
-        if row is not None and not all(isinstance(d, int) for d in self.types.dims(value) or (None,)):
+        dims = self.types.dims(value)
+        row = self.sizes.of(value) if dims is None or None in dims else None
+        if row is not None:
             self.types.refine(value, [item.name() if isinstance(item, Expr) else item for item in row])
 
     def _is_same_view(self, node: ir.Node) -> bool:

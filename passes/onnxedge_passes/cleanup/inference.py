@@ -8,15 +8,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
-from onnxedge.api import Array, constant_tensor, is_standard
+from onnxedge.api import Array, constant_tensor, is_standard, operator
 
 _DATA_LIMIT = 1024  #: constants of at most so many elements are shown to shape inference
 Dims = list[int | str | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """Hold a type, one object for all values that have it, so that it is taken apart once and equal by identity.
+
+    Attributes:
+        proto: of a tensor, a sequence or anything else.
+        tensor: what it says of a tensor; None for anything else.
+        dims: of a tensor whose rank is known.
+        static: shape and dtype of a tensor whose dimensions are all known.
+    """
+
+    proto: onnx.TypeProto
+    tensor: onnx.TypeProto.Tensor | None = None
+    dims: Dims | None = None
+    static: tuple[tuple[int, ...], ir.DataType] | None = None
 
 
 class Types:
@@ -32,10 +50,11 @@ class Types:
     def __init__(self, opset: int, computed: Callable[[ir.Value], Array | None]) -> None:
         self._opset = opset
         self._computed = computed
-        self._types: dict[ir.Value, onnx.TypeProto] = {}
+        self._types: dict[ir.Value, Kind] = {}
+        self._kinds: dict[bytes, Kind] = {}
         self._schemas: dict[str, onnx.defs.OpSchema | None] = {}
         self._imports = [onnx.helper.make_opsetid("", opset)]
-        self._seen: dict[Hashable, list[onnx.TypeProto | None] | None] = {}
+        self._seen: dict[Hashable, list[Kind | None] | None] = {}
 
     def declare(self, value: ir.Value, *, with_shape: bool = True) -> None:
         """Believe what the graph says about a value, its type alone where the shape may vary (a loop's variable)."""
@@ -44,33 +63,38 @@ class Types:
         dims = None
         if with_shape and value.shape is not None:
             dims = [d if isinstance(d, int) else d.value for d in value.shape]
-        self._types[value] = onnx.helper.make_tensor_type_proto(int(value.type.dtype), dims)
+        self._types[value] = self._tensor(int(value.type.dtype), dims)
 
     def of(self, value: ir.Value) -> onnx.TypeProto.Tensor | None:
         """Return the tensor type of a value, None where it is unknown or no tensor."""
-        known = self._types.get(value)
-        if known is None:
-            tensor = constant_tensor(value)
-            if tensor is None:
-                return None
-            known = onnx.helper.make_tensor_type_proto(int(tensor.dtype), tensor_dims(tensor))
-            self._types[value] = known
-        return known.tensor_type
+        known = self._of(value)
+        return known.tensor if known is not None else None
 
     def dims(self, value: ir.Value) -> Dims | None:
         """Return the dimensions of a value: int, symbol, or None where unknown; None for an unknown rank."""
-        kind = self.of(value)
-        if kind is None or not kind.HasField("shape"):
-            return None
-        return [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in kind.shape.dim]
+        known = self._of(value)
+        return known.dims if known is not None else None
+
+    def _of(self, value: ir.Value) -> Kind | None:
+        known = self._types.get(value)
+        if known is None and (tensor := constant_tensor(value)) is not None:
+            known = self._types[value] = self._tensor(int(tensor.dtype), list(tensor_dims(tensor)))
+        return known
+
+    def _tensor(self, elem_type: int, dims: Dims | None) -> Kind:
+        return self._kind(onnx.helper.make_tensor_type_proto(elem_type, dims))
+
+    def _kind(self, proto: onnx.TypeProto) -> Kind:
+        """Return the one object of a type."""
+        key = proto.SerializeToString(deterministic=True)
+        if key not in self._kinds:
+            self._kinds[key] = _taken_apart(proto)
+        return self._kinds[key]
 
     def static(self, value: ir.Value) -> tuple[tuple[int, ...], ir.DataType] | None:
         """Return shape and dtype of a value whose dimensions are all known."""
-        kind, dims = self.of(value), self.dims(value)
-        if kind is None or dims is None:
-            return None
-        sizes = tuple(d for d in dims if isinstance(d, int))
-        return (sizes, ir.DataType(kind.elem_type)) if len(sizes) == len(dims) else None
+        known = self._of(value)
+        return known.static if known is not None else None
 
     def refine(self, value: ir.Value, dims: Dims) -> None:
         """Fill in dimensions that were found by other means; None where they are not known."""
@@ -79,44 +103,45 @@ class Types:
             return
         merged = [new if old is None else old for old, new in zip(have or dims, dims, strict=True)]
         if merged != have:
-            proto = onnx.helper.make_tensor_type_proto(kind.elem_type, merged)
-            self._types[value] = proto
+            refined = self._types[value] = self._tensor(kind.elem_type, merged)
             if not value.is_graph_output():
-                _write(value, proto.tensor_type, merged)
+                _write(value, refined)
 
     def infer(self, node: ir.Node) -> None:
         """Infer the types of a node's outputs and write them into the graph, but for the graph's own outputs."""
         inferred = self._infer(node)
-        for value, kind in zip(node.outputs, inferred or [None] * len(node.outputs), strict=True):
+        for index, value in enumerate(node.outputs):
+            kind = inferred[index] if inferred is not None else None
             if kind is None:
                 if inferred is None:
                     self.declare(value)
-            elif kind.HasField("tensor_type"):
+            elif kind.tensor is not None:
                 self._types[value] = kind
                 if not value.is_graph_output():
-                    _write(value, kind.tensor_type, self.dims(value))
+                    _write(value, kind)
             elif isinstance(value.type, ir.TensorType):  # onnx_ir's shape inference takes a sequence for its element
-                value.type, value.shape = ir.serde.deserialize_type_proto_for_type(kind), None
+                value.type, value.shape = ir.serde.deserialize_type_proto_for_type(kind.proto), None
 
-    def _infer(self, node: ir.Node) -> list[onnx.TypeProto | None] | None:
+    def _infer(self, node: ir.Node) -> list[Kind | None] | None:
         schema = self._schema(node)
         if schema is None or _is_hazard(node):
             return None
         kinds: dict[str, onnx.TypeProto] = {}
         data: dict[str, ir.TensorProtocol] = {}
         key: list[Hashable] = [node.op_type, *(bool(value.name) for value in node.outputs), len(node.outputs)]
+        reads_data = operator(node).kind != "elementwise"  # of these no shape depends on what an input holds
         for value in node.inputs:
+            kind = self._of(value) if value is not None else None
+            key.append(kind)
             if value is None:
-                key.append(None)
                 continue
-            if self.of(value) is None:
+            if kind is None:
                 return None
-            name = value.name or ""
-            kinds[name] = self._types[value]
-            tensor = self._small(value)
+            kinds[value.name or ""] = kind.proto
+            tensor = self._small(value) if reads_data else None
             if tensor is not None:
-                data[name] = tensor
-            key.append((self._types[value].SerializeToString(), value if tensor is not None else None))
+                data[value.name or ""] = tensor
+                key.append(value)
         if node.attributes:
             return self._ask(schema, node, kinds, data)
         same = tuple(key)
@@ -130,13 +155,14 @@ class Types:
         node: ir.Node,
         kinds: dict[str, onnx.TypeProto],
         data: dict[str, ir.TensorProtocol],
-    ) -> list[onnx.TypeProto | None] | None:
+    ) -> list[Kind | None] | None:
         """Return what onnx says of a node's outputs, in order."""
         try:
             proto = ir.serde.serialize_node(node)
             shown = {name: ir.serde.serialize_tensor(tensor) for name, tensor in data.items()}
             found = infer_node_outputs(schema, proto, kinds, shown, opset_imports=self._imports)
-            return [found.get(value.name or "") for value in node.outputs]
+            protos = [found.get(value.name or "") for value in node.outputs]
+            return [self._kind(made) if made is not None else None for made in protos]
         except (InferenceError, onnx.checker.ValidationError, ValueError, KeyError, RuntimeError, TypeError):
             return None  # an invalid node, or one that inference does not know: nothing is known of its outputs
 
@@ -158,6 +184,17 @@ class Types:
         return self._schemas[node.op_type]
 
 
+def _taken_apart(proto: onnx.TypeProto) -> Kind:
+    if not proto.HasField("tensor_type"):
+        return Kind(proto)
+    tensor = proto.tensor_type
+    if not tensor.HasField("shape"):
+        return Kind(proto, tensor)
+    dims: Dims = [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim]
+    sizes = tuple(d for d in dims if isinstance(d, int))
+    return Kind(proto, tensor, dims, (sizes, ir.DataType(tensor.elem_type)) if len(sizes) == len(dims) else None)
+
+
 def tensor_dims(tensor: ir.TensorProtocol) -> list[int]:
     """Return the dimensions of a constant tensor."""
     return [d for d in tensor.shape if isinstance(d, int)]
@@ -165,15 +202,21 @@ def tensor_dims(tensor: ir.TensorProtocol) -> list[int]:
 
 def _is_hazard(node: ir.Node) -> bool:
     """Tell whether inference needs more than the node, or never returns: onnx 1.23 hangs on Einsum with ``...``."""
-    if any(a.is_ref() or a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+    attributes = node.attributes.data.values()  # the mapping's own views are slow
+    if any(a.is_ref() or a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in attributes):
         return True
     return node.op_type == "Einsum" and "..." in node.attributes.get_string("equation", "...")
 
 
-def _write(value: ir.Value, kind: onnx.TypeProto.Tensor, dims: Dims | None) -> None:
-    value.type = ir.TensorType(ir.DataType(kind.elem_type))
-    if dims is None:
+def _write(value: ir.Value, kind: Kind) -> None:
+    """Say in the graph what a value is, where it does not stand there yet."""
+    assert kind.tensor is not None
+    if type(value.type) is not ir.TensorType or value.type.dtype != kind.tensor.elem_type:
+        value.type = ir.TensorType(ir.DataType(kind.tensor.elem_type))
+    if kind.dims is None:
         return
-    have = value.shape if value.shape is not None and len(value.shape) == len(dims) else dims
-    known = [d if isinstance(d, int) else None for d in have]
-    value.shape = ir.Shape([mine if mine is not None else old for mine, old in zip(dims, known, strict=True)])
+    have = [d if isinstance(d, int) else d.value for d in value.shape] if value.shape is not None else None
+    known = have if have is not None and len(have) == len(kind.dims) else kind.dims
+    dims = [old if mine is None and isinstance(old, int) else mine for mine, old in zip(kind.dims, known, strict=True)]
+    if dims != have:
+        value.shape = ir.Shape(dims)

@@ -33,7 +33,12 @@ def propagate(node: ir.Node, elements: Callable[[ir.Value], Array | None], sizes
         return [_shape(node, sizes)]
     if node.op_type not in _RULES or not node.inputs:
         return []
-    inputs = [elements(value) if value is not None else None for value in node.inputs]
+    inputs: Inputs = []
+    for value in node.inputs:
+        array = elements(value) if value is not None else None
+        if array is None and value is not None and node.op_type != "Concat":
+            return []
+        inputs.append(array)
     if node.op_type == "Concat" and any(array is not None for array in inputs):
         inputs = [
             _unknown(value, sizes) if array is None else array for value, array in zip(node.inputs, inputs, strict=True)

@@ -1,10 +1,11 @@
-"""Casts in a row, and casts to the type of another value."""
+"""Casts in a row, casts to the type of another value, and casts of a filled tensor."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxedge.api import Context, is_standard, replace_uses
@@ -12,6 +13,14 @@ from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, replace_no
 
 _SIGNED = {ir.DataType.INT8: 7, ir.DataType.INT16: 15, ir.DataType.INT32: 31, ir.DataType.INT64: 63}
 _UNSIGNED = {ir.DataType.UINT8: 8, ir.DataType.UINT16: 16, ir.DataType.UINT32: 32, ir.DataType.UINT64: 64}
+_FILLINGS = (  #: what ConstantOfShape makes at each of its opsets
+    *_SIGNED,
+    *_UNSIGNED,
+    ir.DataType.FLOAT16,
+    ir.DataType.FLOAT,
+    ir.DataType.DOUBLE,
+    ir.DataType.BOOL,
+)
 _FLOATS = {  #: bits of the significand, and what is held without loss
     ir.DataType.FLOAT16: (11, ()),
     ir.DataType.BFLOAT16: (8, ()),
@@ -22,12 +31,14 @@ _FLOATS = {  #: bits of the significand, and what is held without loss
 
 @dataclass(frozen=True, kw_only=True)
 class MergeCasts(Rule):
-    """Cast once what is cast twice, and write a cast to another value's type as a plain Cast.
+    """Cast once what is cast twice, fill a tensor with what it is cast to, write CastLike as a plain Cast.
 
-    Before: ``y = Cast<to=FLOAT16>(Cast<to=FLOAT>(x))`` with ``x: float16[N]``; ``y = CastLike(x, t)``
-    After:  ``y = x``; ``y = Cast<to=FLOAT16>(x)`` with ``t: float16[M]``
+    Before: ``y = Cast<to=FLOAT16>(Cast<to=FLOAT>(x))`` with ``x: float16[N]``; ``y = CastLike(x, t)``;
+    ``y = Cast<to=FLOAT>(ConstantOfShape<value=1>(s))``
+    After:  ``y = x``; ``y = Cast<to=FLOAT16>(x)`` with ``t: float16[M]``; ``y = ConstantOfShape<value=1.0>(s)``
 
-    Left alone: a first cast that may lose digits or range; a float that would be cast to an integer in another way
+    Left alone: a first cast that may lose digits or range; a filling that the other type does not hold; a float
+    that would be cast to an integer in another way
     where it is out of range; types that are not known.
     accuracy: exact. Source: own.
     """
@@ -47,6 +58,8 @@ class MergeCasts(Rule):
             attributes = {name: attribute.value for name, attribute in node.attributes.items()}
             return replace_node(node, "Cast", [source], {"to": int(like.dtype), **attributes})
         before, to = source.producer(), node.attributes.get_int("to", 0)
+        if before is not None and before.op_type == "ConstantOfShape":
+            return _fill(node, before, ir.DataType(to))
         if before is None or before.op_type != "Cast" or not is_standard(before) or before.graph is not node.graph:
             return None
         first = before.inputs[0]
@@ -54,12 +67,30 @@ class MergeCasts(Rule):
             return None
         if first.dtype == to:
             if not replace_uses(node.outputs[0], first):
-                return None
+                return replace_node(node, "Identity", [first])  # from a graph input to a graph output
             retire(node)
             return first
         node.replace_input_with(0, first)
         retire(before)
         return node.outputs[0]
+
+
+def _fill(node: ir.Node, before: ir.Node, to: ir.DataType) -> Outcome:
+    """Fill a tensor with a number of another type, where that type holds the number."""
+    shape = before.inputs[0]
+    given = before.attributes.get_tensor("value", None)
+    number = given.numpy().reshape(-1) if given is not None else np.zeros(1, np.float32)
+    if shape is None or not is_standard(before) or before.graph is not node.graph or to not in _FILLINGS:
+        return None
+    if number.dtype.kind not in "biuf" or not np.isfinite(number).all():
+        return None
+    with np.errstate(all="ignore"):
+        cast = number.astype(to.numpy())
+    if cast.astype(np.float64) != number.astype(np.float64) or np.signbit(cast.astype(np.float64)) != np.signbit(
+        number.astype(np.float64)
+    ):
+        return None
+    return replace_node(node, "ConstantOfShape", [shape], {"value": ir.tensor(cast)})
 
 
 def _is_redundant(source: ir.DataType, before: ir.Node, to: ir.DataType) -> bool:

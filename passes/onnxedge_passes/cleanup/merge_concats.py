@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Context, constant, is_standard, replace_uses, sole_consumer, static_shape
+from onnxedge.api import Context, constant, is_standard, replace_uses, sole_consumer
 from onnxedge_passes.cleanup.merge_slices import cuts
 from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, node_opset, replace_node, retire
 
@@ -70,7 +70,7 @@ def _flattened(node: ir.Node, parts: Sequence[ir.Value]) -> Outcome:
             made += [part for part in inner.inputs if part is not None]
         else:
             made.append(value)
-    full = [value for value in made if (shape := static_shape(value)) is None or shape[axis : axis + 1] != (0,)]
+    full = [value for value in made if static_shape_at(value, axis) != 0]
     if len(full) == len(parts) == len(made) or not full:
         return None
     return replace_node(node, "Concat", full, {"axis": axis})

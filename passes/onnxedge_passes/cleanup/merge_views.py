@@ -80,18 +80,19 @@ def _axes(node: ir.Node) -> list[int] | None:
 
 
 def _merge_axes(node: ir.Node, before: ir.Node) -> Outcome:
-    """Merge Unsqueezes by their axes, and cancel a Squeeze of what was unsqueezed, whatever the shape is."""
+    """Merge Unsqueezes or Squeezes by their axes, and cancel one of each, whatever the shape is."""
     first, second = _axes(before), _axes(node)
     if first is None or second is None or before.inputs[0] is None:
         return None
-    if before.op_type == "Unsqueeze" and node.op_type == "Unsqueeze":
-        rank = max(first) + len(second) + max(second) + 1
-        free = [axis for axis in range(rank) if axis not in second]
-        axes = sorted([*second, *(free[axis] for axis in first)])
+    if before.op_type == node.op_type:
+        inner, outer = (first, second) if node.op_type == "Unsqueeze" else (second, first)
+        rank = max(inner) + len(outer) + max(outer) + 1
+        free = [axis for axis in range(rank) if axis not in outer]  # where the axes between the two come to stand
+        axes = sorted([*outer, *(free[axis] for axis in inner)])
         if node_opset(node) < 13:
-            return _replace(node, "Unsqueeze", [before.inputs[0]], {"axes": axes})
+            return _replace(node, node.op_type, [before.inputs[0]], {"axes": axes})
         operand = new_initializer(graph_of(node), np.array(axes, np.int64), f"{node.outputs[0].name}_axes")
-        return _replace(node, "Unsqueeze", [before.inputs[0], operand])
+        return _replace(node, node.op_type, [before.inputs[0], operand])
     if before.op_type != node.op_type and sorted(first) == sorted(second):
         source = before.inputs[0]
         if not replace_uses(node.outputs[0], source):
@@ -121,6 +122,9 @@ def _target(node: ir.Node) -> list[int] | None:
             return [int(d) for d in target]
         dims = list(middle.shape) if middle is not None and middle.shape is not None else []
         resolved = [dims[i] if d == 0 and i < len(dims) else d for i, d in enumerate(target)]
+        unknown = [i for i, d in enumerate(resolved) if not isinstance(d, int)]
+        if len(unknown) == 1 and -1 not in resolved:
+            resolved[unknown[0]] = -1
         if node.attributes.get_int("allowzero", 0) or not all(isinstance(d, int) and d != 0 for d in resolved):
             return None
         return [int(d) for d in resolved]  # type: ignore[arg-type]
@@ -137,14 +141,13 @@ def _perm(node: ir.Node, rank: int) -> list[int]:
 
 def _merge_transposes(node: ir.Node, before: ir.Node, alone: bool) -> Outcome:
     given = node.attributes.get_ints("perm", None) or before.attributes.get_ints("perm", None)
-    if given is None:
-        return None
-    first, second = _perm(before, len(given)), _perm(node, len(given))
+    rank = len(given) if given is not None else 2  # where both reverse the axes they cancel, however many there are
+    first, second = _perm(before, rank), _perm(node, rank)
     perm, source = [first[axis] for axis in second], before.inputs[0]
     if perm == list(range(len(perm))) and source is not None and replace_uses(node.outputs[0], source):
         retire(node)
         return source
-    return _replace(node, "Transpose", [source], {"perm": perm}) if alone else None
+    return _replace(node, "Transpose", [source], {"perm": perm}) if alone and given is not None else None
 
 
 def _swap(node: ir.Node, before: ir.Node) -> Outcome:

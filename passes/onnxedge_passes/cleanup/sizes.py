@@ -51,8 +51,7 @@ class Sizes:
             dims = self._types.dims(value)
             if row is not None and (dims is None or len(dims) == len(row)):
                 self._rows[value] = [
-                    dims[axis] if dims is not None and isinstance(dims[axis], int) else size  # type: ignore[misc]
-                    for axis, size in enumerate(row)
+                    d if isinstance(d, int) else size for d, size in zip(dims or row, row, strict=True)
                 ]
 
     def _by_rule(self, node: ir.Node, elements: Elements) -> Sequence[Row | None]:
@@ -71,13 +70,10 @@ class Sizes:
         return ()
 
     def _broadcast(self, node: ir.Node) -> Row | None:
-        rows = [self.of(value) for value in node.inputs if value is not None]
-        if not rows or any(row is None for row in rows) or node_opset(node) < 7:
+        rows = [row for value in node.inputs if value is not None and (row := self.of(value)) is not None]
+        if not rows or len(rows) < sum(value is not None for value in node.inputs) or node_opset(node) < 7:
             return None
-        if node.op_type in ("Clip", "Dropout", "CastLike"):
-            return rows[0]
-        known = [row for row in rows if row is not None]
-        return broadcast(known, node.outputs[0])
+        return rows[0] if node.op_type in ("Clip", "Dropout", "CastLike") else broadcast(rows, node.outputs[0])
 
 
 _SAME = frozenset({"ScatterND", "ScatterElements", "Trilu", "EyeLike", "CumSum", "LRN"})
@@ -85,6 +81,8 @@ _SAME = frozenset({"ScatterND", "ScatterElements", "Trilu", "EyeLike", "CumSum",
 
 def broadcast(rows: Sequence[Row], owner: ir.Value) -> Row:
     """Return the sizes after numpy's broadcasting; where it depends on sizes a new symbol of ``owner`` stands."""
+    if all(row == rows[0] for row in rows[1:]):
+        return list(rows[0])
     rank = max(len(row) for row in rows)
     result: Row = []
     for axis in range(-rank, 0):

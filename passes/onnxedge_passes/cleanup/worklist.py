@@ -99,7 +99,9 @@ def _sweep(
     while queue:
         node = queue.popleft()
         queued.discard(id(node))
-        if node.graph is None or not is_standard(node) or any(id(value) in twice for value in node.outputs):
+        if node.graph is None or not is_standard(node):
+            continue
+        if twice and any(id(value) in twice for value in node.outputs):
             continue
         for rule in by_root.get(node.op_type, ()):
             if counts[rule.name] > most[rule.name]:
@@ -163,3 +165,10 @@ def output_used(value: ir.Value) -> bool:
     """Tell whether anybody reads a value or it is exported."""
     return use_count(value) > 0 or value.is_graph_output()
 
+
+def is_exported_twice(value: ir.Value) -> bool:
+    """Tell whether a value is several outputs of its graph, so that no other value can take its place."""
+    producer = value.producer()
+    if producer is None or producer.graph is None or not value.is_graph_output():
+        return False
+    return sum(output is value for output in graph_of(producer).outputs) > 1

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Array, constant, constant_tensor, is_constant, is_standard
-from onnxedge_passes.cleanup.worklist import node_opset
+from onnxedge.api import Array, constant, constant_tensor, is_standard
+from onnxedge_passes.cleanup.worklist import is_exported_twice, node_opset
 
 _LARGEST_CONSTANT = 1 << 16  #: elements; larger ones are no parameters of what is looked for here
 _MANY_READERS = 16  #: a value with more readers than this is no inner one of an expression
@@ -81,15 +81,12 @@ def expressions_around(
     if not is_standard(anchor) or node_opset(anchor) < 7 or not search.accepts(anchor):
         return
     behind = search.behind()
-    if branching and not any(_joins(node) for node in behind):
+    if branching and not any(len(search.reads(node) or ()) > 1 for node in behind):
         return
     for root in reversed(behind):
+        if is_exported_twice(root.outputs[0]):
+            continue
         yield from search.ending_in(root, 2 if branching else 1)
-
-
-def _joins(node: ir.Node) -> bool:
-    """Tell whether two values that are no constants meet in a node."""
-    return len(node.inputs) > 1 and sum(value is not None and not is_constant(value) for value in node.inputs) > 1
 
 
 @dataclass(frozen=True)
@@ -98,13 +95,30 @@ class _Search:
     operators: frozenset[str]
     limit: int
     scalars: bool
+    known: dict[ir.Node, list[ir.Value] | None] = field(default_factory=dict)  #: what ``reads`` found
 
     def accepts(self, node: ir.Node) -> bool:
         """Tell whether a node may be part of an expression."""
+        return self.reads(node) is not None
+
+    def reads(self, node: ir.Node) -> list[ir.Value] | None:
+        """Return the inputs of a node that are no constants, None where it may be no part of an expression."""
+        if node not in self.known:
+            self.known[node] = self._reads(node)
+        return self.known[node]
+
+    def _reads(self, node: ir.Node) -> list[ir.Value] | None:
         if node.op_type not in self.operators or not is_standard(node) or node.graph is not self.anchor.graph:
-            return False
+            return None
         most = 1 if self.scalars else _LARGEST_CONSTANT
-        return all((tensor := constant_tensor(value)) is None or tensor.size <= most for value in node.inputs)
+        read: list[ir.Value] = []
+        for value in node.inputs:
+            tensor = constant_tensor(value)
+            if tensor is not None and tensor.size > most:
+                return None
+            if value is not None and tensor is None:
+                read.append(value)
+        return read
 
     def behind(self) -> list[ir.Node]:
         """Return ``anchor`` and the accepted nodes that it leads to, nearest first."""
@@ -126,8 +140,8 @@ class _Search:
         cone: dict[int, ir.Node] = {id(root): root}
         queue = [root]
         for node in queue:
-            for value in node.inputs:
-                producer = value.producer() if value is not None else None
+            for value in self.reads(node) or ():
+                producer = value.producer()
                 if producer is None or id(producer) in cone or len(cone) >= _CONE * self.limit:
                     continue
                 if self.accepts(producer):
@@ -140,18 +154,16 @@ class _Search:
         cone = self.cone(root)
         reads: dict[int, int] = {}
         for node in cone.values():
-            for value in node.inputs:
-                if value is not None and not is_constant(value):
-                    reads[id(value)] = reads.get(id(value), 0) + 1
+            for value in self.reads(node) or ():
+                reads[id(value)] = reads.get(id(value), 0) + 1
         left, order, found = dict(reads), [root], []
         holds_anchor = root is self.anchor
         frontier: dict[int, ir.Value] = {}
         node = root
         while True:
-            for value in node.inputs:
-                if id(value) in left and value is not None:
-                    left[id(value)] -= 1
-                    frontier[id(value)] = value
+            for value in self.reads(node) or ():
+                left[id(value)] -= 1
+                frontier[id(value)] = value
             if len(frontier) == 1 and holds_anchor:
                 source = next(iter(frontier.values()))
                 if reads[id(source)] >= least_reads:

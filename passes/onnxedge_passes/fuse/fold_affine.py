@@ -8,9 +8,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Accuracy, Context, bypass, constant, sole_consumer
+from onnxedge.api import Accuracy, Array, Context, bypass, constant, is_standard, sole_consumer
 from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, node_opset
-from onnxedge_passes.fuse.affine import linear_before, per_channel, rescale
+from onnxedge_passes.fuse.affine import LINEAR, Linear, along, linear_before, per_channel, rescale
+
+_SOURCES = (*LINEAR, "Reshape")  #: what a linear operator may be found behind, looked at before a constant is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,8 @@ class FoldAffine(Rule):
     Before: ``y = Add(Mul(Conv(x, W, b), k), c)`` with ``k, c: [1, Co, 1, 1]`` or scalars
     After:  ``y = Conv(x, W * k, b * k + c)``
 
-    Sub and Div likewise. A MatMul has no bias: an addition after it stays, or becomes a Gemm's (``matmul-to-gemm``).
+    Sub and Div likewise, and behind a Reshape that leaves the columns of a Gemm or MatMul as they are. A MatMul has no
+    bias: an addition after it stays, or becomes a Gemm's (``matmul-to-gemm``).
     Left alone: constants that differ along other axes or change the shape; outputs with other readers or exported;
     weights computed at run time, that a caller may override, or that others read too.
     accuracy: rounding. Source: own.
@@ -43,14 +46,18 @@ class FoldAffine(Rule):
 
 def _fold(node: ir.Node, side: int) -> Outcome:
     """Fold a node whose input ``side`` comes from a linear operator and whose other one is constant."""
-    source, operand = node.inputs[side], constant(node.inputs[1 - side])
+    source = node.inputs[side]
+    before = source.producer() if source is not None else None
+    if before is None or before.op_type not in _SOURCES:
+        return None
+    operand = constant(node.inputs[1 - side])
     if source is None or operand is None or operand.dtype.kind != "f" or (node.op_type == "Div" and side == 1):
         return None
     linear = linear_before(source)
-    if linear is None or (linear.node.op_type == "MatMul" and node.op_type in ("Add", "Sub")):
-        return None
-    row = per_channel(operand, linear)
-    if row is None:
+    row = per_channel(operand, linear) if linear is not None else None
+    if linear is None:
+        linear, row = _behind_reshape(source, operand)
+    if linear is None or row is None or (linear.node.op_type == "MatMul" and node.op_type in ("Add", "Sub")):
         return None
     if sole_consumer(source) is not node:
         return Refused(f"{node.op_type} not folded: its input has other readers or is exported")
@@ -69,3 +76,17 @@ def _fold(node: ir.Node, side: int) -> Outcome:
     if refused is not None:
         return refused
     return source if bypass(node, side) else None
+
+
+def _behind_reshape(value: ir.Value, operand: Array) -> tuple[Linear | None, Array | None]:
+    """Return the Gemm or MatMul whose rows a Reshape groups, and the operand as float64 [channels] of it."""
+    view = value.producer()
+    if view is None or view.op_type != "Reshape" or not is_standard(view) or value.shape is None:
+        return None, None
+    product = view.inputs[0]
+    linear = linear_before(product)
+    if linear is None or linear.axis != -1 or product is None or sole_consumer(product) is not view:
+        return None, None
+    if operand.size != 1 and list(value.shape)[-1:] != [linear.channels]:
+        return None, None
+    return linear, along(operand, -1, len(value.shape), linear.channels)

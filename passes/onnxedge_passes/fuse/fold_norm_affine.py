@@ -22,7 +22,7 @@ from onnxedge.api import (
     sole_consumer,
     static_shape,
 )
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, output_used, retire
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, is_exported_twice, output_used, retire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,9 @@ class FoldNormAffine(Rule):
         after = sole_consumer(node.outputs[0])
         if after is None or after.op_type not in ("Mul", "Add") or not is_standard(after):
             return None
-        if after.graph is not node.graph or any(output_used(value) for value in node.outputs[1:]):
+        if after.graph is not node.graph or is_exported_twice(after.outputs[0]):
+            return None
+        if any(output_used(value) for value in node.outputs[1:]):
             return None
         operand = after.inputs[1 if after.inputs[0] is node.outputs[0] else 0]
         shape = _parameter_shape(node)

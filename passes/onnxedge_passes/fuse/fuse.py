@@ -9,18 +9,25 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxedge.api import Accuracy, Context, Pass, Result
+from onnxedge_passes.cleanup.cancel_views import CancelViews
 from onnxedge_passes.cleanup.common_subexpressions import CommonSubexpressions
 from onnxedge_passes.cleanup.eliminate_identity import EliminateIdentity
+from onnxedge_passes.cleanup.gather_to_slice import GatherToSlice
 from onnxedge_passes.cleanup.merge_views import MergeViews
+from onnxedge_passes.cleanup.swap_where import SwapWhere
 from onnxedge_passes.cleanup.worklist import Rule, apply_rules
 from onnxedge_passes.fuse.attention import AbsorbHeads, FuseAttention
+from onnxedge_passes.fuse.drop_zeros import DropZeros
 from onnxedge_passes.fuse.einsum_to_matmul import EinsumToMatmul
 from onnxedge_passes.fuse.fold_affine import FoldAffine
 from onnxedge_passes.fuse.fold_affine_before import FoldAffineBefore
 from onnxedge_passes.fuse.fold_batchnorm import FoldBatchnorm
+from onnxedge_passes.fuse.fold_gemm_sum import FoldGemmSum
+from onnxedge_passes.fuse.fold_gemm_transpose import FoldGemmTranspose
 from onnxedge_passes.fuse.fold_norm_affine import FoldNormAffine
 from onnxedge_passes.fuse.fold_pad import FoldPad
 from onnxedge_passes.fuse.fuse_bias_gelu import FuseBiasGelu
+from onnxedge_passes.fuse.fuse_elu import FuseElu
 from onnxedge_passes.fuse.fuse_embed_layer_norm import FuseEmbedLayerNorm
 from onnxedge_passes.fuse.fuse_gelu import FuseGelu
 from onnxedge_passes.fuse.fuse_group_norm import FuseGroupNorm
@@ -37,11 +44,19 @@ from onnxedge_passes.fuse.fuse_silu import FuseSilu
 from onnxedge_passes.fuse.fuse_skip_layer_norm import FuseSkipLayerNorm
 from onnxedge_passes.fuse.fuse_softmax import FuseSoftmax
 from onnxedge_passes.fuse.fuse_softplus import FuseSoftplus
+from onnxedge_passes.fuse.fuse_space_to_depth import FuseSpaceToDepth
 from onnxedge_passes.fuse.keep_layer_norm import KeepLayerNorm
+from onnxedge_passes.fuse.lift_matmul import LiftMatmul
 from onnxedge_passes.fuse.matmul_to_gemm import MatmulToGemm
 from onnxedge_passes.fuse.merge_clips import MergeClips
 from onnxedge_passes.fuse.merge_constants import MergeConstants
 from onnxedge_passes.fuse.merge_projections import MergeProjections
+from onnxedge_passes.fuse.merge_reciprocals import MergeReciprocals
+from onnxedge_passes.fuse.merge_sums import MergeSums
+from onnxedge_passes.fuse.narrow_softmax import NarrowSoftmax
+from onnxedge_passes.fuse.order_einsum import OrderEinsum
+from onnxedge_passes.fuse.pack_attention import PackAttention
+from onnxedge_passes.fuse.slices_to_split import SlicesToSplit
 from onnxedge_passes.fuse.spell_activations import SpellActivations
 from onnxedge_passes.layout.fold_transpose import FoldTranspose
 from onnxedge_passes.layout.push_transposes import PushTransposes
@@ -51,11 +66,18 @@ _MAX_ROUNDS = 8
 
 RULES: tuple[Rule, ...] = (
     FoldBatchnorm(),
+    OrderEinsum(),
     EinsumToMatmul(),
     MatmulToGemm(),
+    FoldGemmSum(),
+    FoldGemmTranspose(),
+    LiftMatmul(),
+    NarrowSoftmax(),
     FoldAffine(),
     FoldAffineBefore(),
     MergeConstants(),
+    DropZeros(),
+    MergeSums(),
     FuseInstanceNorm(),
     FuseGroupNorm(),
     FuseLayerNorm(),
@@ -67,23 +89,34 @@ RULES: tuple[Rule, ...] = (
     FuseSilu(),
     FuseQuickGelu(),
     FuseMish(),
+    FuseElu(),
     FuseSoftplus(),
     FuseHardSigmoid(),
     FuseLeakyRelu(),
     FuseSoftmax(),
+    FuseSpaceToDepth(),
     FuseBiasGelu(),
     FuseRotaryEmbedding(),
     FuseEmbedLayerNorm(),
     FuseSkipLayerNorm(),
     MergeProjections(),
     MergeClips(),
+    SwapWhere(),
     SpellActivations(),
     FoldPad(),
     FoldTranspose(),
     MergeViews(),
+    CancelViews(),
     EliminateIdentity(),
 )  #: where several match at one node the first in this order is applied
-ATTENTION: tuple[Rule, ...] = (FuseAttention(), AbsorbHeads())
+ATTENTION: tuple[Rule, ...] = (FuseAttention(), AbsorbHeads(), PackAttention())
+
+LATE: tuple[Rule, ...] = (
+    TransposeToReshape(),
+    MergeReciprocals(),
+    GatherToSlice(),
+    SlicesToSplit(),
+)  #: they take patterns apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +143,13 @@ class Fuse(Pass):
         figures = Counter(apply_rules(model, patterns, context).figures)
         figures.update(apply_rules(model, ATTENTION, context).figures)
         for _ in range(_MAX_ROUNDS):
-            context.forget_notes(said)  # of the round before: what was left alone then may be gone now
+            if figures.total():
+                context.forget_notes(said)  # of the round before: what was left alone then may be gone now
             with context.speaking(PushTransposes.name):
                 pushed = PushTransposes().run(model, context).rewrites
-            result = apply_rules(model, (*RULES, *ATTENTION, TransposeToReshape()), context)
+            changed = pushed or figures.total()  # else the rules above would find nothing again
+            rules = (*RULES, *ATTENTION, *LATE) if changed else (FoldAffineBefore(), *LATE)
+            result = apply_rules(model, rules, context)
             figures.update({PushTransposes.name: pushed, **result.figures})
             shared = CommonSubexpressions().run(model, context).rewrites if figures.total() else 0
             figures[CommonSubexpressions.name] += shared  # two fusions make the same constants

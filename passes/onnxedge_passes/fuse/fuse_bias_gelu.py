@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxedge.api import Accuracy, Context, constant, insert_before, is_standard, replace_uses, sole_consumer
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, retire
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, is_exported_twice, retire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class FuseBiasGelu(Rule):
         gelu = sole_consumer(node.outputs[0])
         if gelu is None or gelu.graph is not node.graph or not context.target.has_kernel(kernel, "com.microsoft"):
             return Refused(f"{kernel} not fused: the sum is exported")
+        if is_exported_twice(gelu.outputs[0]):
+            return Refused(f"{kernel} not fused: its output is exported twice")
         for side in (0, 1):
             source, bias = node.inputs[side], constant(node.inputs[1 - side])
             shape = source.shape if source is not None else None

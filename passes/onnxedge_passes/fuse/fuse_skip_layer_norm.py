@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxedge.api import Accuracy, Context, constant, insert_before, is_standard, replace_uses, sole_consumer
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, retire
+from onnxedge.api import (
+    Accuracy,
+    Context,
+    constant,
+    insert_before,
+    is_constant,
+    is_standard,
+    replace_uses,
+    sole_consumer,
+)
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, output_used, retire
 
 _KERNELS = {
     "LayerNormalization": "SkipLayerNormalization",
@@ -28,7 +38,8 @@ class FuseSkipLayerNorm(Rule):
     Only where the target lists the kernel. ONNX Runtime 1.31 on the CPU takes 3 to 8 times as long for it as for the
     two operators, so that its target does not.
     Left alone: normalization over more than the last axis; values of another rank than 3, or of shapes that are not
-    known to be equal; gamma of another shape than ``[D]``; other types than float32 and float16.
+    known to be equal; gamma of another shape than ``[D]`` or computed at run time; types other than float32 and
+    float16.
     accuracy: rounding. Source: ONNX Runtime's contributed operators.
     """
 
@@ -41,20 +52,31 @@ class FuseSkipLayerNorm(Rule):
         kernel = _KERNELS[node.op_type]
         if not context.target.has_kernel(kernel, "com.microsoft"):
             return None
-        total = node.inputs[0]
-        added = total.producer() if total is not None else None
-        if total is None or added is None or added.op_type != "Add" or not is_standard(added):
+        added = residual_sum(node.inputs[0], node)
+        if added is None:
             return None
-        if added.graph is not node.graph or any(value is None or constant(value) is not None for value in added.inputs):
-            return None
-        reason = _misfit(node, added)
+        reason = misfit(added, [value for value in node.inputs[1:] if value is not None])
+        if any(output_used(output) for output in node.outputs[1:]):
+            reason = "mean or deviation are read, too"
+        elif node.attributes.get_int("axis", -1) not in (-1, 2):
+            reason = "the normalization is over more than the last axis"
         if reason:
             return Refused(f"{kernel} not fused: {reason}")
-        return _fuse(node, added, kernel)
+        parameters = [input_at(node, 1), *([input_at(node, 2)] if kernel == "SkipLayerNormalization" else [])]
+        epsilon = node.attributes.get_float("epsilon", 1e-5)
+        return add_and_normalize(kernel, added, node, parameters, epsilon, inside=(node,))
 
 
-def _misfit(node: ir.Node, added: ir.Node) -> str:
-    """Say why the kernel cannot take an addition and its normalization, empty where it can."""
+def residual_sum(value: ir.Value | None, node: ir.Node) -> ir.Node | None:
+    """Return the Add of two values computed at run time that what ``node`` normalizes comes from, None for another."""
+    added = value.producer() if value is not None else None
+    if added is None or added.op_type != "Add" or not is_standard(added) or added.graph is not node.graph:
+        return None
+    return None if any(term is None or constant(term) is not None for term in added.inputs) else added
+
+
+def misfit(added: ir.Node, parameters: Sequence[ir.Value]) -> str:
+    """Say why the kernels cannot take a sum, and gamma and beta for its normalization, empty where they can."""
     left, right = added.inputs
     assert left is not None
     assert right is not None
@@ -64,13 +86,10 @@ def _misfit(node: ir.Node, added: ir.Node) -> str:
         return "it takes values of rank 3"
     if not all(_same(a, b) for a, b in zip(left.shape, right.shape, strict=False)) or len(right.shape) != 3:
         return "the shapes of what is added are not known to be equal"
-    if node.attributes.get_int("axis", -1) not in (-1, 2):
-        return "the normalization is over more than the last axis"
-    for value in node.inputs[1:]:
-        if value is not None and (value.shape is None or [*value.shape] != [left.shape[2]]):
-            return "gamma or beta is no vector as long as the last axis"
-    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
-        return "mean or deviation are read, too"
+    if any(value.shape is None or [*value.shape] != [left.shape[2]] for value in parameters):
+        return "gamma or beta is no vector as long as the last axis"
+    if any(value.producer() is not None and not is_constant(value) for value in parameters):
+        return "gamma or beta is computed at run time"
     return ""
 
 
@@ -80,31 +99,49 @@ def _same(left: int | ir.SymbolicDim, right: int | ir.SymbolicDim) -> bool:
     return left.value is not None and left.value == right.value
 
 
-def _fuse(node: ir.Node, added: ir.Node, kernel: str) -> ir.Value:
+def add_and_normalize(
+    kernel: str,
+    added: ir.Node,
+    root: ir.Node,
+    parameters: Sequence[ir.Value | None],
+    epsilon: float,
+    *,
+    inside: Collection[ir.Node],
+) -> ir.Value:
+    """Put the kernel in place of a sum and its normalization.
+
+    Args:
+        kernel: operator of ``com.microsoft``.
+        added: the Add.
+        root: the node that the normalization ends with.
+        parameters: gamma, and beta where the kernel has one.
+        epsilon: of the normalization.
+        inside: the nodes of the normalization; where others read the sum, too, it becomes an output.
+    """
     left, right, bias = _operands(added)
-    gamma, beta = input_at(node, 1), input_at(node, 2)
-    inputs = [left, right, gamma, *([beta] if kernel == "SkipLayerNormalization" else []), bias]
+    inputs = [left, right, *parameters, bias]
     while inputs[-1] is None:
         inputs.pop()
     total = added.outputs[0]
-    keeps = total.is_graph_output() or len(total.uses()) > 1
+    within = {id(node) for node in inside}
+    keeps = total.is_graph_output() or any(id(use.node) not in within for use in total.uses())
     fused = insert_before(
-        node if not keeps else added,
+        root if not keeps else added,
         kernel,
         inputs,
-        attributes={"epsilon": node.attributes.get_float("epsilon", 1e-5)},
+        attributes={"epsilon": epsilon},
         domain="com.microsoft",
-        name=node.name,
+        name=root.name,
         outputs=4 if keeps else 1,
-        like=node.outputs[:1],
+        like=root.outputs[:1],
     )
     if keeps:
         for unused in fused.outputs[1:3]:
             unused.name = ""
         fused.outputs[3].type, fused.outputs[3].shape = total.type, total.shape
         replace_uses(total, fused.outputs[3])
-    replace_uses(node.outputs[0], fused.outputs[0])
-    retire(node, added)
+    replace_uses(root.outputs[0], fused.outputs[0])
+    retire(root, added)
     return fused.outputs[0]
 
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Accuracy, Array, Context, constant, insert_before, replace_uses
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, node_opset, retire
+from onnxedge.api import Accuracy, Array, Context, constant, insert_before, is_standard, replace_uses, sole_consumer
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, node_opset, replace_node, retire
 from onnxedge_passes.fuse.expression import FLOATS, Expression, expressions_around
 
 _OPERATORS = frozenset(
@@ -54,6 +54,8 @@ class FuseSoftmax(Rule):
         """Search around the sum of powers, or the logarithm."""
         if node.outputs[0].dtype not in FLOATS:
             return None
+        if node.op_type == "Log" and node_opset(node) < 13:
+            return _logarithm(node)
         for expression in expressions_around(node, _OPERATORS, _LIMIT, branching=False):
             shape = expression.source.shape
             axis = _axis(expression, len(shape)) if shape is not None else None
@@ -72,6 +74,17 @@ class FuseSoftmax(Rule):
             retire(root)
             return fused.outputs[0]
         return None
+
+
+def _logarithm(log: ir.Node) -> Outcome:
+    """Fuse a Log of a Softmax that goes, as before opset 13, over all axes from one on."""
+    value = log.inputs[0]
+    softmax = value.producer() if value is not None else None
+    if value is None or softmax is None or softmax.op_type != "Softmax" or not is_standard(softmax):
+        return None
+    if sole_consumer(value) is not log:
+        return Refused("LogSoftmax not fused: a value inside it has other readers")
+    return replace_node(log, "LogSoftmax", softmax.inputs, {"axis": softmax.attributes.get_int("axis", 1)})
 
 
 def _axis(expression: Expression, rank: int) -> int | None:

@@ -15,6 +15,7 @@ from onnxedge.api import (
     constant,
     graph_of,
     insert_before,
+    is_constant,
     is_standard,
     new_initializer,
     replace_uses,
@@ -22,7 +23,6 @@ from onnxedge.api import (
 )
 from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, node_opset, retire
 
-_OPERATORS = ("Mul", "Div", "Add", "Sub")
 #: Largest element of a constant that is added: larger ones round what they are added to, which may be meant.
 _LARGEST = {ir.DataType.FLOAT: 1e4, ir.DataType.DOUBLE: 1e4, ir.DataType.FLOAT16: 64.0}
 _RANGE = (1e-4, 1e4)  #: magnitude of factors that are multiplied: far from overflow and from losing bits
@@ -43,59 +43,82 @@ class MergeConstants(Rule):
 
     name: ClassVar[str] = "merge-constants"
     accuracy: ClassVar[Accuracy] = "rounding"
-    roots: ClassVar[tuple[str, ...]] = _OPERATORS
+    roots: ClassVar[tuple[str, ...]] = ("Mul", "Div", "Add", "Sub")
 
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
-        """Look at what produces the operand that is no constant."""
-        outer = _step(node)
-        if outer is None:
-            return None
-        before = outer[0].producer()
-        if before is None or not is_standard(before) or before.graph is not node.graph:
-            return None
-        inner = _step(before) if before.op_type in _OPERATORS else None
+        """Go back from node to node as long as what they add or multiply with merges, and put one node for them all."""
+        dtype, step = node.outputs[0].dtype, _step(node)
         product = node.op_type in ("Mul", "Div")
-        if inner is None or product != (before.op_type in ("Mul", "Div")) or node_opset(node) < 7:
+        if dtype is None or step is None or node_opset(node) < 7 or not _is_moderate(step.operand, product, dtype):
             return None
-        if sole_consumer(outer[0]) is not node:
-            return Refused("constants not merged: the inner value has other readers or is exported")
-        dtype = node.outputs[0].dtype
-        merged = _merged(outer[1], inner[1], product, dtype) if dtype is not None else None
-        if merged is None or dtype is None:
+        merged, first = step.operand, node
+        while (before := _step_before(step.data, first, product)) is not None:
+            if sole_consumer(step.data) is not first:
+                if first is node:
+                    return Refused("constants not merged: the inner value has other readers or is exported")
+                break
+            both = _merged(merged, before.operand, product, dtype)
+            if both is None:
+                break
+            step, merged, first = before, both, before.node
+        if first is node:
             return None
         value = new_initializer(graph_of(node), merged.astype(dtype.numpy()), f"{node.outputs[0].name}_constant")
         new = insert_before(
-            node, "Mul" if product else "Add", [inner[0], value], name=node.name, like=node.outputs
+            node, "Mul" if product else "Add", [step.data, value], name=node.name, like=node.outputs
         ).outputs[0]
         replace_uses(node.outputs[0], new)
         retire(node)
         return new
 
 
-def _step(node: ir.Node) -> tuple[ir.Value, Array] | None:
-    """Return the data of a node, and the constant, in float64, that it is multiplied with or that is added."""
+@dataclass(frozen=True)
+class _Step:
+    """Hold a node, its data, and the constant, in float64, that it multiplies that with or adds to it."""
+
+    node: ir.Node
+    data: ir.Value
+    operand: Array
+
+
+def _step_before(data: ir.Value, node: ir.Node, product: bool) -> _Step | None:
+    """Return the step that produces the data of another one, None where it is of another kind."""
+    before = data.producer()
+    if before is None or before.op_type not in (("Mul", "Div") if product else ("Add", "Sub")):
+        return None
+    return _step(before) if is_standard(before) and before.graph is node.graph else None
+
+
+def _step(node: ir.Node) -> _Step | None:
+    """Return what a node does to the one of its operands that is no constant."""
     for side in (0, 1):
         data, operand = node.inputs[side], constant(node.inputs[1 - side])
-        if data is None or operand is None or operand.dtype.kind != "f" or constant(data) is not None:
+        if data is None or operand is None or operand.dtype.kind != "f" or is_constant(data):
             continue
-        if side == 1 and node.op_type in ("Div", "Sub"):
-            return None
         exact = operand.astype(np.float64)
+        if node.op_type not in ("Div", "Sub"):
+            return _Step(node, data, exact)
         with np.errstate(all="ignore"):
-            return data, 1.0 / exact if node.op_type == "Div" else -exact if node.op_type == "Sub" else exact
+            return _Step(node, data, 1.0 / exact if node.op_type == "Div" else -exact) if side == 0 else None
     return None
 
 
 def _merged(outer: Array, inner: Array, product: bool, dtype: ir.DataType) -> Array | None:
-    if dtype not in _LARGEST or not (outer.size and inner.size):
-        return None
+    """Return what stands for two operands; None where it takes more elements, or where digits may be lost."""
     try:
         merged = np.asarray(outer * inner if product else outer + inner)
     except ValueError:
         return None
     if merged.size > max(outer.size, inner.size) or merged.ndim > max(outer.ndim, inner.ndim):
         return None
-    sizes = [np.abs(array) for array in (outer, inner, merged)]
+    return merged if _is_moderate(inner, product, dtype) and _is_moderate(merged, product, dtype) else None
+
+
+def _is_moderate(operand: Array, product: bool, dtype: ir.DataType) -> bool:
+    """Tell whether an operand, of at least one element, is far from where digits are lost."""
+    if dtype not in _LARGEST or not operand.size:
+        return False
+    sizes = np.abs(operand)
     if not product:
-        return merged if all(size.max() <= _LARGEST[dtype] for size in sizes) else None
-    return merged if all(_RANGE[0] <= size.min() and size.max() <= _RANGE[1] for size in sizes) else None
+        return bool(sizes.max() <= _LARGEST[dtype])
+    return bool(_RANGE[0] <= sizes.min() and sizes.max() <= _RANGE[1])

@@ -22,7 +22,7 @@ from onnxedge.api import (
     replace_uses,
     sole_consumer,
 )
-from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, node_opset, retire
+from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, is_exported_twice, node_opset, retire
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,25 @@ class MergeProjections(Rule):
         source = node.inputs[0]
         if not context.target.merged_projections or source is None or node_opset(node) < 7:
             return None
-        mine = _projection(node)
+        mine = projection(node)
         if mine is None:
             return None
         same: list[Projection] = []
         for user in dict.fromkeys(use.node for use in source.uses()):
             if user.op_type != node.op_type or user.graph is not node.graph or user.inputs[0] is not source:
                 continue
-            other = _projection(user)
+            other = projection(user)
             if other is not None and _fits(mine, other):
                 same.append(other)
         return _merge(source, same) if len(same) > 1 else None
 
 
-def _projection(node: ir.Node) -> Projection | None:
+def projection(node: ir.Node) -> Projection | None:
+    """Return a product with a constant weight that nobody else reads, None for another node."""
     tensor, weight = constant_tensor(input_at(node, 1)), input_at(node, 1)
     if tensor is None or weight is None or not is_standard(node) or len(tensor.shape) != 2 or len(weight.uses()) > 1:
+        return None
+    if is_exported_twice(node.outputs[0]):
         return None
     if tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE):
         return None
@@ -91,7 +94,7 @@ def _projection(node: ir.Node) -> Projection | None:
         other = reader.inputs[1] if reader.inputs[0] is node.outputs[0] else reader.inputs[0]
         bias = constant(other)
         if bias is not None and bias.shape == (tensor.shape[1],):
-            return Projection(node, reader, tensor.numpy(), bias)
+            return None if is_exported_twice(reader.outputs[0]) else Projection(node, reader, tensor.numpy(), bias)
     return Projection(node, node, tensor.numpy(), None)
 
 
@@ -117,7 +120,8 @@ def _fits(mine: Projection, other: Projection) -> bool:
 
 def _merge(source: ir.Value, projections: list[Projection]) -> ir.Value:
     first = projections[0]
-    graph = graph_of(first.node)
+    graph, known = graph_of(first.node), source.shape
+    widths = [p.weight.shape[1] for p in projections]
     label = f"{first.node.name or first.node.op_type.lower()}_merged"
     producer = source.producer()
     own = producer is not None and producer.graph is first.node.graph
@@ -145,7 +149,8 @@ def _merge(source: ir.Value, projections: list[Projection]) -> ir.Value:
     total = put(first.node.op_type, inputs, [label]).outputs[0]
     if bias is not None and first.node.op_type == "MatMul":
         total = put("Add", [total, bias], [label]).outputs[0]
-    widths = [p.weight.shape[1] for p in projections]
+    if known is not None:
+        total.shape = ir.Shape([*list(known)[:-1], sum(widths)])
     names = [p.end.outputs[0].name or "projection" for p in projections]
     split = put("Split", [total], names)
     axis = -1 if node_opset(first.node) >= 11 else len(source.shape or ()) - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,7 @@ class Normalization:
         axes: axes of the statistics, not negative.
         epsilon: added to the variance or mean square.
         gamma, beta: float64, one number for each index of the axes that parameters vary along.
+        sample: shape of samples that the nodes take.
     """
 
     expression: Expression
@@ -49,6 +50,7 @@ class Normalization:
     epsilon: float
     gamma: Array
     beta: Array
+    sample: tuple[int, ...]
 
     @property
     def is_over_last(self) -> bool:
@@ -159,7 +161,8 @@ def _fitted_on(
         if found is None or not np.allclose(found, expected, rtol=0.0, atol=_tolerance(expression) * scale):
             return None
     kept = [shape[axis] for axis in parameter_axes]
-    return Normalization(expression, len(shape), axes, epsilon, gamma.reshape(kept), beta.reshape(kept))
+    parameters = (gamma.reshape(kept), beta.reshape(kept))
+    return Normalization(expression, len(shape), axes, epsilon, *parameters, tuple(shape))
 
 
 def _tolerance(expression: Expression) -> float:
@@ -181,14 +184,73 @@ def _epsilon(expression: Expression) -> float:
     return 0.0
 
 
-def first_free(found: Iterator[Normalization]) -> tuple[Normalization | None, bool]:
-    """Return the first normalization whose inner values nobody else reads, and whether there was any."""
-    seen = False
+def first_free(found: Iterable[Normalization]) -> tuple[Normalization | None, list[Normalization]]:
+    """Return the first normalization whose inner values nobody else reads, and all that were looked at."""
+    seen: list[Normalization] = []
     for normalization in found:
-        seen = True
+        seen.append(normalization)
         if normalization.expression.is_read_inside_only():
-            return normalization, True
+            return normalization, seen
     return None, seen
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Hold the nodes that compute the mean, and the reciprocal of the root of the variance, where others read them."""
+
+    means: tuple[ir.Node, ...] = ()
+    inverses: tuple[ir.Node, ...] = ()
+
+
+def first_shared(found: Iterable[Normalization], *, statistics: bool) -> tuple[Normalization, Statistics] | None:
+    """Return the first normalization of which few nodes must stay for those who read its inner values.
+
+    Args:
+        found: normalizations with the mean subtracted.
+        statistics: whether the operator gives mean and reciprocal of the deviation, so that their nodes need not stay.
+    """
+    for normalization in found:
+        expression = normalization.expression
+        inside = {id(node) for node in expression.nodes}
+        read = [
+            node
+            for node in expression.nodes
+            if node is not expression.root
+            and (node.outputs[0].is_graph_output() or any(id(u.node) not in inside for u in node.outputs[0].uses()))
+        ]
+        means, inverses = (
+            tuple(node for node in read if statistics and _is_statistic(normalization, node, inverse=inverse))
+            for inverse in (False, True)
+        )
+        given = {id(node) for node in (*means, *inverses)}
+        stay = [node for node in read if id(node) not in given]
+        seen: set[int] = set()
+        while stay:
+            node = stay.pop()
+            if id(node) in inside and id(node) not in seen | given:
+                seen.add(id(node))
+                stay += [source for value in node.inputs if value is not None and (source := value.producer())]
+        if 2 * len(seen) < len(expression.nodes):
+            return normalization, Statistics(means, inverses)
+    return None
+
+
+def _is_statistic(normalization: Normalization, node: ir.Node, *, inverse: bool) -> bool:
+    """Tell whether a node computes, in float32, the mean, or the reciprocal of the root of the variance."""
+    expression, axes = normalization.expression, normalization.axes
+    if {node.outputs[0].dtype, expression.source.dtype} != {ir.DataType.FLOAT}:
+        return False
+    part = Expression(node, expression.source, expression.nodes[: expression.nodes.index(node) + 1])
+    rng = np.random.default_rng(1)
+    for scale, offset in ((3.0, 2.0), (math.sqrt(normalization.epsilon) or 1e-3, 0.0)):
+        x = rng.standard_normal(normalization.sample) * scale + offset
+        expected = x.mean(axis=axes, keepdims=True)
+        if inverse:
+            expected = 1 / np.sqrt(x.var(axis=axes, keepdims=True) + normalization.epsilon)
+        found = part.evaluate(x)
+        if found is None or found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-6, atol=1e-9):
+            return False
+    return True
 
 
 def source_of(expression: Expression) -> ir.Value:
@@ -219,4 +281,3 @@ def finish(root: ir.Node, value: ir.Value) -> ir.Value:
     replace_uses(old, value)
     retire(root)
     return value
-

@@ -19,6 +19,8 @@ from onnxedge.api import (
     new_initializer,
 )
 from onnxedge_passes.cleanup.worklist import input_at, node_opset
+from onnxedge_passes.fuse.attention.shapes import sizes
+from onnxedge_passes.fuse.rotary_pairs import Rotation
 
 _FAR = 16  #: nodes between a table and what shows that each of its numbers stands in it twice
 _POINTWISE = ("Cos", "Sin", "Cast", "Identity", "Neg")
@@ -28,18 +30,16 @@ class Tables:
     """Write the tables that a call of the kernel reads.
 
     Args:
-        node: the Add that ends the embedding.
-        x: what is turned, ``[B, H, T, D]`` or ``[B, T, H, D]``.
+        node: the one that ends the embedding.
+        found: the rotation of ``[B, H, T, D]`` or ``[B, T, H, D]``.
         tokens: the axis of tokens, 2 or 1.
         batched: whether each sample has positions of its own.
-        interleaved: whether neighbours are pairs, not halves.
         context: keeps what was written for others.
     """
 
-    def __init__(
-        self, node: ir.Node, x: ir.Value, tokens: int, *, batched: bool, interleaved: bool, context: Context
-    ) -> None:
-        self.node, self.x, self.tokens, self.batched, self.interleaved = node, x, tokens, batched, interleaved
+    def __init__(self, node: ir.Node, found: Rotation, tokens: int, *, batched: bool, context: Context) -> None:
+        self.node, self.x, self.tokens, self.batched = node, found.x, tokens, batched
+        self.interleaved, self.whole, self.column = found.interleaved, found.whole, found.column
         self.graph = graph_of(node)
         self.made: dict[tuple[object, ...], ir.Value] = context.analysis("fuse-rotary-embedding: tables", dict)
         self.after: ir.Node | None = None
@@ -47,6 +47,8 @@ class Tables:
 
     def repeats(self, value: ir.Value | None, left: int = _FAR) -> bool:
         """Tell whether both features of each pair have the same number."""
+        if self.whole:
+            return True
         array = constant(value)
         if array is not None:
             count = array.shape[-1] if array.ndim else 0
@@ -108,6 +110,11 @@ class Tables:
         return self._once("rows", value, lambda: self._rows(value))
 
     def _rows(self, value: ir.Value) -> ir.Value:
+        dims = sizes(value)
+        batch, tokens = (dims[0], dims[self.tokens]) if dims is not None else (None, None)
+        if isinstance(batch, int) and isinstance(tokens, int):
+            rows = np.arange(batch * tokens, dtype=np.int64).reshape(batch, tokens)
+            return new_initializer(self.graph, rows, "rotary_rows")
         shape = self._put("Shape", [value], integer=True)
         sides = self._put("Gather", [shape, self._ints([0, self.tokens])], integer=True)
         axes: list[ir.Value] = [self._ints([0])] if node_opset(self.node) >= 18 else []
@@ -117,7 +124,7 @@ class Tables:
         return self._put("Reshape", [row, sides], integer=True)
 
     def _once(self, kind: str, value: ir.Value, write: Any) -> ir.Value:
-        key = (kind, value, id(self.graph), self.interleaved)
+        key = (kind, value, id(self.graph), self.interleaved, self.whole)
         old = self.made.get(key)
         if old is not None and old.uses():
             return old
@@ -129,12 +136,15 @@ class Tables:
         return new
 
     def _half(self, value: ir.Value) -> int:
-        size = value.shape[-1] if value.shape is not None else None
+        dims = sizes(value)
+        size = dims[-2 if self.column else -1] if dims is not None else None
         assert isinstance(size, int)
-        return size // 2
+        return size if self.whole else size // 2
 
     def _halved(self, value: ir.Value) -> ir.Value:
         """Return one number for each pair."""
+        if self.whole:
+            return value
         array = constant(value)
         half = self._half(value)
         if array is not None:

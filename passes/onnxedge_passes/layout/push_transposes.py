@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import networkx as nx
+import numpy as np
 import onnx_ir as ir
 
 from onnxedge.api import (
@@ -15,36 +15,46 @@ from onnxedge.api import (
     Pass,
     Result,
     constant,
-    constant_tensor,
     graph_of,
     graphs_of,
     insert_after,
     insert_before,
     is_standard,
     new_initializer,
+    operator,
     replace_uses,
 )
-from onnxedge_passes.cleanup.worklist import node_opset, retire
-from onnxedge_passes.layout.turned import Perm, Turned, composed, inverse, keeps_rank, rank, turned
+from onnxedge_passes.cleanup.worklist import retire
+from onnxedge_passes.layout.cut import cheapest
+from onnxedge_passes.layout.orders import Perm, agree, composed, inverse, is_single, is_sorted, rank
+from onnxedge_passes.layout.region import Region, grow, perm_of
+from onnxedge_passes.layout.regrouped import turned
+from onnxedge_passes.layout.turned import Turned
 
-_LARGEST_REGION = 2000  #: nodes that are looked at together
-_CALL = 1024  #: elements whose move costs what running one more node costs
-_UNKNOWN_SIZE = 64  #: what an unknown size counts as; an unknown first one is a batch of 1
-_LARGEST_CONSTANT = 1 << 20  #: elements; a larger constant is not turned while others read it as it is
+_OBSTACLES: Mapping[str, str] = {
+    "elementwise": "an operand of fewer axes is computed at run time",
+    "movement": "it needs axes together that the Transpose moves apart, or its shape is computed at run time",
+    "normalization": "the Transpose moves axes that it needs where they are",
+    "reduction": "its axes are computed at run time",
+    "softmax": "it goes over several axes, which the Transpose moves apart",
+}  #: by kind of operator
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushTransposes(Pass):
-    """Write elementwise operators, Concat, Split, Pad, Slice, reductions and their like in the axis order around them.
+    """Write operators in the axis order around them where that saves Transposes, whole NHWC networks in NCHW.
 
     Before: ``y = Conv(Transpose<perm=[0, 3, 1, 2]>(Relu(Transpose<perm=[0, 2, 3, 1]>(Conv(x)) + b)))``, ``b: [C]``
     After:  ``y = Conv(Relu(Conv(x) + b'))``, ``b': [C, 1, 1]``
 
-    For each region of operators that work in any order of the axes, a minimum cut finds the part that is to work in the
-    order of a Transpose next to it, so that the fewest elements are moved; applied where Transposes become cheaper and
-    not more.
-    Left alone: what lies behind an operator with an order of its own (Conv, MatMul, Reshape, Gather), behind an unknown
-    one, or in another graph; operands that are not constant; opsets before 11.
+    For each region of operators that work in any order of the axes (elementwise ones, Concat, Split, Pad, Slice,
+    Gather, Tile, Expand, Resize, reductions, softmaxes, TopK, CumSum, Squeeze, Unsqueeze, Shape, Reshapes that split or
+    merge axes which stay together, normalizations and MatMul whose own axes stay), a minimum cut finds the part that is
+    to work in the order of a Transpose next to it, so that the fewest elements are moved; applied where Transposes
+    become cheaper and not more, or where sums and activations meet the convolution before them.
+    Left alone: what lies behind an operator with an order of its own (Conv, pooling, LSTM), behind an unknown one, or
+    in another graph; a softmax over several axes before opset 13 unless they stay last; Reshapes, axes and sizes
+    computed at run time; operands of fewer axes that are not constant; opsets before 7.
     accuracy: rounding (a reduction adds in another order, vector units round some functions differently at the end of
     a row). Source: own; the idea is ONNX Runtime's ``onnx_transpose_optimization.cc``.
     """
@@ -53,23 +63,33 @@ class PushTransposes(Pass):
     accuracy: ClassVar[Accuracy] = "rounding"
 
     def run(self, model: ir.Model, context: Context) -> Result:
-        """Go through each graph until nothing becomes cheaper."""
-        return Result(rewrites=sum(_push(graph) for graph in graphs_of(model)))
+        """Go through each graph until nothing becomes cheaper, and say what the Transposes left could not pass."""
+        graphs = list(graphs_of(model))
+        rewrites = sum(_push(graph) for graph in graphs)
+        for transpose in (node for graph in graphs for node in graph if _moves_data(node)):
+            for neighbour, before, after in _starts(transpose):
+                reason = _OBSTACLES.get(operator(neighbour).kind) if is_standard(neighbour) else None
+                if reason is not None and turned(neighbour, before, after) is None:
+                    context.note(neighbour, f"Transpose not moved past it: {reason}")
+        return Result(rewrites=rewrites)
 
 
 def _push(graph: ir.Graph) -> int:
     rewrites = 0
     tried: set[tuple[ir.Node, Perm]] = set()
-    again = True
+    again, most = True, 64 + 4 * sum(perm_of(node) is not None for node in graph)
     while again:
         again = False
-        for transpose in [node for node in graph if _perm(node) is not None]:
-            for start, perm in list(_starts(transpose)) if transpose.graph is not None else ():
-                if transpose.graph is None or start.graph is not transpose.graph or (start, perm) in tried:
+        for transpose in [node for node in graph if perm_of(node) is not None]:
+            for start, before, after in list(_starts(transpose)) if transpose.graph is not None else ():
+                known = (start, before or after or ())
+                if transpose.graph is None or start.graph is not transpose.graph or known in tried:
                     continue
-                region = _grow(start, perm)
-                part = _cheapest(region)
-                tried.update((node, made.before) for node, made in region.nodes.items())
+                region = grow(start, before, after)
+                part = cheapest(region) if rewrites < most else set()
+                tried.add(known)
+                for node, made in region.nodes.items():
+                    tried.update(((node, made.before), (node, made.after)))
                 if part:
                     _apply(region, part)
                     rewrites += 1
@@ -78,178 +98,28 @@ def _push(graph: ir.Graph) -> int:
     return rewrites
 
 
-def _perm(node: ir.Node | None) -> Perm | None:
-    """Return the order of a Transpose, None for another node."""
-    if node is None or node.graph is None or node.op_type != "Transpose" or not is_standard(node):
-        return None
-    if node_opset(node) < 11:
-        return None
-    have = rank(node.inputs[0])
-    perm = node.attributes.get_ints("perm", range(have)[::-1] if have is not None else None)
-    return tuple(perm) if perm is not None else None
+def _moves_data(node: ir.Node) -> bool:
+    """Tell whether a node is a Transpose that is no Reshape."""
+    perm, data = perm_of(node), node.inputs[0] if node.inputs else None
+    if perm is None or data is None:
+        return False
+    unknown = sum(not isinstance(size, int) for size in data.shape or ())
+    return unknown > 1 or not agree(data, perm, range(len(perm)))
 
 
-def _starts(transpose: ir.Node) -> Iterator[tuple[ir.Node, Perm]]:
-    """Yield the neighbours of a Transpose with the order that would make it superfluous."""
-    perm = _perm(transpose)
+def _starts(transpose: ir.Node) -> Iterator[tuple[ir.Node, Perm | None, Perm | None]]:
+    """Yield the neighbours of a Transpose with the order, before or behind, that would make it superfluous."""
+    perm = perm_of(transpose)
     assert perm is not None
     for use in transpose.outputs[0].uses():
-        if use.node.graph is transpose.graph and _perm(use.node) is None:
-            yield use.node, inverse(perm)
+        if use.node.graph is transpose.graph and perm_of(use.node) is None:
+            yield use.node, inverse(perm), None
     producer = transpose.inputs[0].producer() if transpose.inputs[0] is not None else None
-    if producer is not None and producer.graph is transpose.graph and _perm(producer) is None and keeps_rank(producer):
-        yield producer, perm
+    if producer is not None and producer.graph is transpose.graph and perm_of(producer) is None and producer.inputs:
+        yield producer, None, perm
 
 
-@dataclass
-class _Region:
-    """Nodes that can be turned together, and the order in which each value between them would come."""
-
-    nodes: dict[ir.Node, Turned] = field(default_factory=dict)
-    orders: dict[ir.Value, Perm] = field(default_factory=dict)
-
-
-def _grow(start: ir.Node, perm: Perm) -> _Region:
-    """Follow values from node to node as far as the nodes work in any order."""
-    region = _Region()
-    queue: list[tuple[ir.Node, Perm]] = [(start, perm)]
-    while queue and len(region.nodes) < _LARGEST_REGION:
-        node, order = queue.pop()
-        made = turned(node, order) if node not in region.nodes and _perm(node) is None else None
-        if made is None:
-            continue
-        inputs = [value for index in made.data if (value := node.inputs[index]) is not None]
-        outputs = [value for value in node.outputs if value.name]
-        needs = [(value, made.before) for value in inputs] + [(value, made.after) for value in outputs]
-        if any(region.orders.get(value, wish) != wish for value, wish in needs):
-            continue
-        region.nodes[node] = made
-        region.orders.update(needs)
-        for value in inputs:
-            queue.extend((use.node, made.before) for use in value.uses() if use.node.graph is node.graph)
-            producer = value.producer()
-            if producer is not None and producer.graph is node.graph and keeps_rank(producer):
-                queue.append((producer, made.before))
-        for value in outputs:
-            queue.extend((use.node, made.after) for use in value.uses() if use.node.graph is node.graph)
-    return region
-
-
-def _price(value: ir.Value) -> int:
-    """Return what transposing a value costs, in elements."""
-    elements = 1
-    for axis, size in enumerate(value.shape or ()):
-        elements *= size if isinstance(size, int) else 1 if axis == 0 else _UNKNOWN_SIZE
-    return elements + _CALL
-
-
-@dataclass(frozen=True)
-class _Term:
-    """One Transpose that is needed if a value is there in one order and read in the other one.
-
-    Attributes:
-        value: what is transposed.
-        turned: the order that is read.
-        producer: node that decides in which order the value is there; None for a value from outside, which is there
-            in the old order.
-        readers: nodes that read it and may be turned.
-        always: it is read in that order whatever becomes of the readers.
-    """
-
-    value: ir.Value
-    turned: bool
-    producer: ir.Node | None
-    readers: tuple[ir.Node, ...]
-    always: bool = False
-
-    def is_needed(self, part: set[ir.Node]) -> bool:
-        if self.producer is not None and (self.producer in part) == self.turned:
-            return False
-        return self.always or any((reader in part) == self.turned for reader in self.readers)
-
-
-def _terms(region: _Region) -> list[_Term]:
-    terms: list[_Term] = []
-    for value, order in region.orders.items():
-        if all(size == 1 for size in value.shape or ()) or order == tuple(range(len(order))):
-            continue
-        producer = value.producer()
-        inside = producer if producer in region.nodes and order == _order_out(region, producer) else None
-        readers, transposes, others = [], [], value.is_graph_output()
-        for use in value.uses():
-            made = region.nodes.get(use.node)
-            if made is not None and use.idx in made.data:
-                readers.append(use.node)
-            elif _perm(use.node) is not None and use.node.graph is (producer or use.node).graph:
-                transposes.append(_perm(use.node))
-            else:
-                others = True
-        mine = tuple(dict.fromkeys(readers))
-        if inside is not None:
-            terms.append(_Term(value, False, inside, mine, others))
-            terms.append(_Term(value, True, inside, mine, order in transposes))
-        elif constant_tensor(value) is None:
-            given = _perm(producer)
-            if given is not None and not others:
-                terms.append(_Term(value, False, None, mine))  # the Transpose goes when nobody reads it
-            if order not in transposes and (given is None or composed(given, order) != tuple(range(len(given)))):
-                terms.append(_Term(value, True, None, mine))
-    return terms
-
-
-def _order_out(region: _Region, node: ir.Node | None) -> Perm | None:
-    return region.nodes[node].after if node is not None and node in region.nodes else None
-
-
-def _cheapest(region: _Region) -> set[ir.Node]:
-    """Return the nodes to turn, none where that makes nothing cheaper."""
-    if not region.nodes or any(not _is_free(node, region) for node in region.nodes):
-        return set()
-    terms = _terms(region)
-    flow = nx.DiGraph()
-    flow.add_nodes_from(("turned", "kept"))
-
-    def connect(first: object, second: object, price: int | None, *, backwards: bool) -> None:
-        first, second = (second, first) if backwards else (first, second)
-        have = flow.edges[first, second].get("capacity") if flow.has_edge(first, second) else 0
-        if price is None or have is None:
-            flow.add_edge(first, second)  # no capacity: never cut
-        else:
-            flow.add_edge(first, second, capacity=have + price)
-
-    for number, term in enumerate(terms):
-        price = _price(term.value)
-        owner: object = term.producer if term.producer is not None else "kept" if term.turned else "turned"
-        gate: object = ("gate", number)
-        if term.always:
-            gate = "turned" if term.turned else "kept"
-        connect(gate, owner, price, backwards=not term.turned)
-        for reader in () if term.always else term.readers:
-            connect(reader, gate, None, backwards=not term.turned)
-    _, (side, _) = nx.minimum_cut(flow, "turned", "kept")
-    part = {node for node in region.nodes if node in side}
-    if not part:
-        return part
-
-    def total(chosen: set[ir.Node], price: Callable[[ir.Value], int]) -> int:
-        return sum(price(term.value) for term in terms if term.is_needed(chosen))
-
-    if total(part, _price) >= total(set(), _price) or total(part, lambda v: 1) > total(set(), lambda v: 1):
-        return set()
-    return part
-
-
-def _is_free(node: ir.Node, region: _Region) -> bool:
-    """Tell whether turning a node does not leave a large constant in the model twice."""
-    for index in region.nodes[node].data:
-        value = node.inputs[index]
-        tensor = constant_tensor(value)
-        if value is not None and tensor is not None and tensor.size > _LARGEST_CONSTANT and len(value.uses()) > 1:
-            return False
-    return True
-
-
-def _apply(region: _Region, part: set[ir.Node]) -> None:
+def _apply(region: Region, part: set[ir.Node]) -> None:
     """Turn nodes, and put Transposes where a value is read in the other order."""
     made: dict[ir.Value, ir.Value] = {}
     order = _in_topological_order([node for node in region.nodes if node in part])
@@ -259,9 +129,30 @@ def _apply(region: _Region, part: set[ir.Node]) -> None:
         for value in node.outputs:
             if value in made:
                 _hand_over(value, made[value], region.nodes[node].after, part)
-    feeders = [value.producer() for node in order for value in node.inputs if value is not None]
+    feeders = dict.fromkeys(value.producer() for node in order for value in node.inputs if value is not None)
     retire(*order)
-    retire(*(feeder for feeder in dict.fromkeys(feeders) if feeder is not None and feeder not in part))
+    for feeder in feeders:
+        if feeder is not None and feeder not in part:
+            _skip(feeder)
+            retire(feeder)
+
+
+def _skip(transpose: ir.Node) -> None:
+    """Let Transposes that are the only readers of another one do its work, too."""
+    given = perm_of(transpose)
+    source, value = (transpose.inputs[0], transpose.outputs[0]) if given is not None else (None, None)
+    if given is None or source is None or value is None or value.is_graph_output():
+        return
+    perms = {use.node: perm_of(use.node) for use in value.uses() if use.node.graph is transpose.graph}
+    if None in perms.values() or len(perms) != len(value.uses()):
+        return
+    for reader, perm in perms.items():
+        merged = composed(given, perm or ())
+        if is_sorted(merged) and replace_uses(reader.outputs[0], source):
+            retire(reader)
+        else:
+            reader.replace_input_with(0, source)
+            reader.attributes["perm"] = ir.AttrInt64s("perm", merged)
 
 
 def _in_topological_order(nodes: list[ir.Node]) -> list[ir.Node]:
@@ -291,9 +182,9 @@ def _turn(node: ir.Node, how: Turned, made: dict[ir.Value, ir.Value]) -> None:
         inputs += [None] * (index + 1 - len(inputs))
         inputs[index] = new_initializer(graph, array, f"{node.outputs[0].name}_turned")
     attributes = {**{name: a.value for name, a in node.attributes.items()}, **how.attributes}
-    new = insert_before(
-        node, node.op_type, inputs, attributes=attributes, name=node.name, outputs=len(node.outputs), like=node.outputs
-    )
+    domain = "" if is_standard(node) else node.domain
+    options: dict[str, Any] = {"attributes": attributes, "domain": domain, "name": node.name}
+    new = insert_before(node, node.op_type, inputs, outputs=len(node.outputs), like=node.outputs, **options)
     new.metadata_props.update(node.metadata_props)
     for old, value in zip(node.outputs, new.outputs, strict=True):
         if not old.name:
@@ -301,7 +192,14 @@ def _turn(node: ir.Node, how: Turned, made: dict[ir.Value, ir.Value]) -> None:
             continue
         known = rank(old) == len(how.after)
         value.shape = ir.Shape([old.shape[axis] for axis in how.after]) if known else None  # type: ignore[index]
-        made[old] = value
+        made[old] = value if how.picks is None else _picked(new, how, old)
+
+
+def _picked(node: ir.Node, how: Turned, like: ir.Value) -> ir.Value:
+    """Put sizes that were read of turned data into the old order."""
+    node.outputs[0].shape = ir.Shape([len(how.before)])
+    places = new_initializer(graph_of(node), np.array(how.picks, np.int64), f"{like.name}_places")
+    return insert_after(node, "Gather", [node.outputs[0], places], attributes={"axis": 0}, like=[like]).outputs[0]
 
 
 def _in_order(value: ir.Value, order: Perm, reader: ir.Node, made: dict[ir.Value, ir.Value]) -> ir.Value:
@@ -309,18 +207,18 @@ def _in_order(value: ir.Value, order: Perm, reader: ir.Node, made: dict[ir.Value
     if value in made:
         return made[value]
     array = constant(value)
-    if all(size == 1 for size in value.shape or ()):
+    if is_single(value):
         result = value
     elif array is not None:
         result = new_initializer(graph_of(reader), array.transpose(order), f"{value.name}_turned")
     else:
-        given = _perm(value.producer())
+        given = perm_of(value.producer())
         source, perm = value, order
         if given is not None:
             source, perm = value.producer().inputs[0], composed(given, order)  # type: ignore[union-attr, assignment]
-        if perm == tuple(range(len(perm))):
+        if is_sorted(perm):
             return source
-        twins = [use.node for use in source.uses() if _perm(use.node) == perm and use.node.graph is reader.graph]
+        twins = [use.node for use in source.uses() if perm_of(use.node) == perm and use.node.graph is reader.graph]
         result = _transposed(source, perm, reader, value)
         result.shape = ir.Shape([value.shape[axis] for axis in order]) if value.shape is not None else None
         for twin in twins:
@@ -342,14 +240,14 @@ def _transposed(value: ir.Value, perm: Perm, reader: ir.Node, like: ir.Value) ->
 def _hand_over(old: ir.Value, new: ir.Value, order: Perm, part: set[ir.Node]) -> None:
     """Let the readers that were not turned read a turned value, Transposes of it included."""
     back = inverse(order)
-    if back == tuple(range(len(back))) and replace_uses(old, new):
+    if (is_sorted(back) or is_single(old)) and replace_uses(old, new):
         return
     for use in list(old.uses()):
-        given = _perm(use.node)
+        given = perm_of(use.node)
         if given is None or use.node in part:
             continue
         perm = composed(back, given)
-        if perm == tuple(range(len(perm))) and replace_uses(use.node.outputs[0], new):
+        if is_sorted(perm) and replace_uses(use.node.outputs[0], new):
             retire(use.node)
         else:
             use.node.replace_input_with(0, new)

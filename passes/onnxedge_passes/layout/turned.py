@@ -1,4 +1,4 @@
-"""How an operator is written when its data comes with the axes in another order."""
+"""How an operator that keeps its axes is written when its data comes with them in another order."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import onnx_ir as ir
 
 from onnxedge.api import Array, constant, is_standard, operator
 from onnxedge_passes.cleanup.worklist import input_at, node_opset
-
-Perm = tuple[int, ...]
+from onnxedge_passes.layout.orders import Perm, inverse, is_single, rank, sizes
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,10 @@ class Turned:
     Attributes:
         data: inputs that come turned.
         before: order of their axes: axis ``i`` of a turned input is axis ``before[i]`` of the old one.
-        after: the same for the outputs; another rank where axes are dropped or added.
+        after: the same for the outputs; another rank where axes are split, merged, dropped or added.
         attributes: attributes that change.
         operands: inputs that get another constant.
+        picks: elements of a list of sizes to take, in order, so that it is the old one.
     """
 
     data: tuple[int, ...]
@@ -32,27 +32,17 @@ class Turned:
     after: Perm
     attributes: Mapping[str, Any] = field(default_factory=dict)
     operands: Mapping[int, Array] = field(default_factory=dict)
+    picks: Perm | None = None
 
 
-def inverse(perm: Sequence[int]) -> Perm:
-    """Return the permutation that undoes another one."""
-    return tuple(int(axis) for axis in np.argsort(perm))
+Rule = Callable[[ir.Node, Perm], Turned | None]
 
 
-def composed(first: Sequence[int], second: Sequence[int]) -> Perm:
-    """Return the one permutation that stands for two Transposes in a row."""
-    return tuple(first[axis] for axis in second)
-
-
-def rank(value: ir.Value | None) -> int | None:
-    """Return the number of axes of a value, None where it is not known."""
-    return len(value.shape) if value is not None and value.shape is not None else None
-
-
-def turned(node: ir.Node, perm: Perm) -> Turned | None:
-    """Return how to write a node on data with its axes in the order ``perm``, None for a node that cannot be."""
-    if not is_standard(node) or node_opset(node) < 11 or rank(input_at(node, 0)) is None:
-        return None
+def turned_in_place(node: ir.Node, perm: Perm) -> Turned | None:
+    """Return how to write a node that keeps its axes on data in the order ``perm``, None for one that cannot be."""
+    if not is_standard(node):  # of a runtime: an activation
+        alone = len(node.inputs) == 1 and operator(node).commutes_with_movement
+        return Turned((0,), perm, perm) if alone and rank(node.inputs[0]) == len(perm) else None
     rule = _RULES.get(node.op_type)
     if rule is not None:
         return rule(node, perm) if rank(node.inputs[0]) == len(perm) else None
@@ -61,11 +51,20 @@ def turned(node: ir.Node, perm: Perm) -> Turned | None:
     return None
 
 
-def keeps_rank(node: ir.Node) -> bool:
-    """Tell whether the axes of a node's output are those of its data."""
-    if node.op_type in _DROPPING and not node.attributes.get_int("keepdims", 1):
-        return False
-    return node.op_type not in ("Squeeze", "Unsqueeze")
+def named_axes(node: ir.Node, index: int, since: int) -> list[int] | None:
+    """Return the axes that a node names, as attribute or input; None where it names none or computes them."""
+    if node_opset(node) < since:
+        found = node.attributes.get_ints("axes", None)
+        return list(found) if found is not None else None
+    given = constant(input_at(node, index))
+    return [int(axis) for axis in given.ravel()] if given is not None else None
+
+
+def with_axes(node: ir.Node, index: int, since: int, axes: Sequence[int]) -> dict[str, Any]:
+    """Return the part of a :class:`Turned` that gives a node other axes, as its opset writes them."""
+    if node_opset(node) < since:
+        return {"attributes": {"axes": list(axes)}}
+    return {"operands": {index: np.array(axes, np.int64)}}
 
 
 def _elementwise(node: ir.Node, perm: Perm) -> Turned | None:
@@ -79,41 +78,67 @@ def _elementwise(node: ir.Node, perm: Perm) -> Turned | None:
             data.append(index)
         elif have is None or have > len(perm):
             return None
-        elif have > 0:
+        elif not is_single(value):
             array = constant(value)
             if array is None:
                 return None
-            if array.size > 1:
-                operands[index] = array.reshape((1,) * (len(perm) - have) + array.shape).transpose(perm)
+            operands[index] = array.reshape((1,) * (len(perm) - have) + array.shape).transpose(perm)
     return Turned(tuple(data), perm, perm, operands=operands) if data else None
 
 
-def _axes(node: ir.Node, index: int, since: int) -> list[int] | None:
-    """Return the axes that a node names, as attribute or input; None where it names none or computes them."""
-    if node_opset(node) < since:
-        found = node.attributes.get_ints("axes", None)
-        return list(found) if found is not None else None
-    given = constant(input_at(node, index))
-    return [int(axis) for axis in given.ravel()] if given is not None else None
+def _along_axis(default: int, count: int | None = 1, since: int = 0) -> Rule:
+    """Return the rule of an operator that works along one axis of its first inputs, of all of them for None."""
 
-
-def _with_axes(node: ir.Node, index: int, since: int, axes: Sequence[int]) -> dict[str, Any]:
-    if node_opset(node) < since:
-        return {"attributes": {"axes": list(axes)}}
-    return {"operands": {index: np.array(axes, np.int64)}}
-
-
-def _along_axis(default: int, since: int = 0) -> Callable[[ir.Node, Perm], Turned | None]:
     def rule(node: ir.Node, perm: Perm) -> Turned | None:
-        if node_opset(node) < since:
+        if node_opset(node) < since or any(rank(value) != len(perm) for value in node.inputs[:count]):
             return None
         axis = node.attributes.get_int("axis", default) % len(perm)
-        if any(rank(value) != len(perm) for value in (node.inputs if node.op_type == "Concat" else node.inputs[:1])):
-            return None
-        data = tuple(range(len(node.inputs))) if node.op_type == "Concat" else (0,)
-        return Turned(data, perm, perm, {"axis": perm.index(axis)})
+        return Turned(tuple(range(len(node.inputs[:count]))), perm, perm, {"axis": perm.index(axis)})
 
     return rule
+
+
+def _softmax(node: ir.Node, perm: Perm) -> Turned | None:
+    """Turn a softmax; before opset 13 it goes over all axes from one on, which must come last again."""
+    if node_opset(node) >= 13:
+        return _along_axis(-1)(node, perm)
+    first = node.attributes.get_int("axis", 1) % len(perm)
+    known = sizes(node.inputs[0]) or []
+    over = [perm.index(axis) for axis in range(first, len(perm)) if known[axis] != 1]
+    if not over or any(axis < first and known[axis] != 1 for axis in perm[min(over) :]):
+        return None
+    return Turned((0,), perm, perm, {"axis": min(over)})
+
+
+def _fixed(front: int = 0, back: int = 0, count: int = 1) -> Rule:
+    """Return the rule of an operator some of whose first or last axes must stay where they are."""
+
+    def rule(node: ir.Node, perm: Perm) -> Turned | None:
+        whole = tuple(range(len(perm)))
+        if perm[:front] != whole[:front] or perm[len(perm) - back :] != whole[len(perm) - back :]:
+            return None
+        if (
+            any(rank(value) != len(perm) for value in node.inputs[:count])
+            or sum(bool(v.name) for v in node.outputs) > 1
+        ):
+            return None
+        return Turned(tuple(range(count)), perm, perm)
+
+    return rule
+
+
+def _last_axes(node: ir.Node, perm: Perm) -> Turned | None:
+    return _fixed(back=len(perm) - node.attributes.get_int("axis", -1) % len(perm))(node, perm)
+
+
+def _batchnorm(node: ir.Node, perm: Perm) -> Turned | None:
+    return _fixed(front=2)(node, perm) if node.attributes.get_int("spatial", 1) else None
+
+
+def _matmul(node: ir.Node, perm: Perm) -> Turned | None:
+    if len(perm) > 2 and rank(input_at(node, 1)) == 2:
+        return _fixed(back=1)(node, perm)
+    return _fixed(back=2, count=2)(node, perm)
 
 
 def _quantizer(node: ir.Node, perm: Perm) -> Turned | None:
@@ -125,102 +150,103 @@ def _quantizer(node: ir.Node, perm: Perm) -> Turned | None:
     return Turned((0,), perm, perm, {"axis": perm.index(axis)}) if node_opset(node) >= 13 else None
 
 
-def _reduction(node: ir.Node, perm: Perm) -> Turned | None:
-    since = 13 if node.op_type == "ReduceSum" else 18
-    axes = _axes(node, 1, since)
-    if not axes:
+def _transpose(node: ir.Node, perm: Perm) -> Turned | None:
+    """Turn a Transpose that moves axes only among some that stay together, as a channel shuffle does."""
+    given = tuple(node.attributes.get_ints("perm", range(len(perm))[::-1]))
+    moved = [axis for place, axis in enumerate(given) if axis != place]
+    if not moved or len(given) != len(perm):
         return None
-    gone = {axis % len(perm) for axis in axes}
-    changed = _with_axes(node, 1, since, sorted(perm.index(axis) for axis in gone))
-    keeps = node.attributes.get_int("keepdims", 1)
-    return Turned((0,), perm, perm if keeps else _without(perm, gone), **changed)
-
-
-def _arg(node: ir.Node, perm: Perm) -> Turned | None:
-    axis = node.attributes.get_int("axis", 0) % len(perm)
-    keeps = node.attributes.get_int("keepdims", 1)
-    return Turned((0,), perm, perm if keeps else _without(perm, {axis}), {"axis": perm.index(axis)})
-
-
-def _without(perm: Perm, gone: set[int]) -> Perm:
-    """Return the order of the axes that are left when some are dropped."""
-    left = [axis for axis in perm if axis not in gone]
-    order = sorted(left)
-    return tuple(order.index(axis) for axis in left)
-
-
-def _squeeze(node: ir.Node, perm: Perm) -> Turned | None:
-    axes = _axes(node, 1, 13)
-    if not axes:
+    run = tuple(range(min(moved), max(moved) + 1))
+    start = perm.index(run[0])
+    if len(run) == len(perm) or perm[start : start + len(run)] != run:
         return None
-    gone = {axis % len(perm) for axis in axes}
-    changed = _with_axes(node, 1, 13, sorted(perm.index(axis) for axis in gone))
-    return Turned((0,), perm, _without(perm, gone), **changed)
+    places = inverse(perm)
+    return Turned((0,), perm, perm, {"perm": [places[given[axis]] for axis in perm]})
 
 
-def _unsqueeze(node: ir.Node, perm: Perm) -> Turned | None:
-    axes = _axes(node, 1, 13)
-    if not axes:
+def _cumulative(node: ir.Node, perm: Perm) -> Turned | None:
+    axis = constant(input_at(node, 1))
+    if axis is None or axis.size != 1:
         return None
-    whole = len(perm) + len(axes)
-    new = {axis % whole for axis in axes}
-    old = [axis for axis in range(whole) if axis not in new]
-    rest = iter(old[axis] for axis in perm)
-    after = tuple(axis if axis in new else next(rest) for axis in range(whole))
-    return Turned((0,), perm, after)
+    return Turned((0,), perm, perm, operands={1: np.full_like(axis, perm.index(int(axis.item()) % len(perm)))})
 
 
 def _pad(node: ir.Node, perm: Perm) -> Turned | None:
-    pads = constant(input_at(node, 1))
-    if pads is None or input_at(node, 3) is not None or pads.size != 2 * len(perm):
+    if node_opset(node) < 11:
+        pads = np.array(node.attributes.get_ints("pads", ()), np.int64)
+        if pads.size != 2 * len(perm):
+            return None
+        return Turned((0,), perm, perm, {"pads": pads.reshape(2, -1)[:, list(perm)].ravel().tolist()})
+    if input_at(node, 3) is not None:
+        axes = constant(node.inputs[3])
+        moved = None if axes is None else np.array([perm.index(axis % len(perm)) for axis in axes.tolist()], axes.dtype)
+        return None if moved is None else Turned((0,), perm, perm, operands={3: moved})
+    given = constant(input_at(node, 1))
+    if given is None or given.size != 2 * len(perm):
         return None
-    return Turned((0,), perm, perm, operands={1: pads.reshape(2, -1)[:, list(perm)].ravel()})
+    return Turned((0,), perm, perm, operands={1: given.reshape(2, -1)[:, list(perm)].ravel()})
 
 
 def _slice(node: ir.Node, perm: Perm) -> Turned | None:
+    if node_opset(node) < 10:
+        count = len(node.attributes.get_ints("starts", ()))
+        listed = node.attributes.get_ints("axes", range(count))
+        return Turned((0,), perm, perm, {"axes": [perm.index(axis % len(perm)) for axis in listed]})
     starts = constant(input_at(node, 1))
-    if starts is None:
-        return None
     given = constant(input_at(node, 3))
-    if given is None and input_at(node, 3) is not None:
+    if given is None and (starts is None or input_at(node, 3) is not None):
         return None
-    axes = given.tolist() if given is not None else range(starts.size)
-    dtype = given.dtype if given is not None else starts.dtype
+    axes = given.tolist() if given is not None else range(starts.size if starts is not None else 0)
+    dtype = given.dtype if given is not None else np.int64 if starts is None else starts.dtype
     return Turned((0,), perm, perm, operands={3: np.array([perm.index(axis % len(perm)) for axis in axes], dtype)})
+
+
+def _repeats(node: ir.Node, perm: Perm) -> Turned | None:
+    """Turn Tile and Expand, whose second input has a number for each axis."""
+    counts = constant(input_at(node, 1))
+    if counts is None or counts.ndim != 1 or counts.size > len(perm):
+        return None
+    padded = np.concatenate([np.ones(len(perm) - counts.size, counts.dtype), counts])
+    return Turned((0,), perm, perm, operands={1: padded[list(perm)]})
 
 
 def _resize(node: ir.Node, perm: Perm) -> Turned | None:
     """Turn a Resize whose first two axes stay as they are in the new order: what every runtime has a kernel for."""
-    scales = constant(input_at(node, 2))
-    if scales is None or scales.size != len(perm) or input_at(node, 3) is not None:
+    if len(perm) < 3 or node.attributes.get_ints("axes", None) is not None:
         return None
+    if node.op_type == "Upsample" and node_opset(node) < 9:
+        factors = np.array(node.attributes.get_floats("scales", ()))
+        if factors.size != len(perm) or (factors[list(perm)][:2] != 1).any():
+            return None
+        return Turned((0,), perm, perm, {"scales": factors[list(perm)].tolist()})
+    index = 1 if node_opset(node) < 11 else 2
     if node.attributes.get_string("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         return None
-    new = scales[list(perm)]
-    if len(perm) < 3 or (new[:2] != 1).any() or node.attributes.get_ints("axes", None) is not None:
+    scales = constant(input_at(node, index))
+    if scales is None or scales.size != len(perm) or input_at(node, 3) is not None:
         return None
-    return Turned((0,), perm, perm, operands={2: new})
+    new = scales[list(perm)]
+    return None if (new[:2] != 1).any() else Turned((0,), perm, perm, operands={index: new})
 
 
-_DROPPING = (
-    *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd"),
-    *("ReduceSum", "ReduceSumSquare", "ArgMax", "ArgMin"),
-)
-
-_RULES: Mapping[str, Callable[[ir.Node, Perm], Turned | None]] = {
-    "Concat": _along_axis(0),
+_RULES: Mapping[str, Rule] = {
+    "Concat": _along_axis(0, None),
     "Split": _along_axis(0),
-    "Softmax": _along_axis(-1, since=13),
-    "LogSoftmax": _along_axis(-1, since=13),
-    "Hardmax": _along_axis(-1, since=13),
-    "QuantizeLinear": _quantizer,
-    "DequantizeLinear": _quantizer,
-    **dict.fromkeys(_DROPPING, _reduction),
-    "ArgMax": _arg,
-    "ArgMin": _arg,
-    "Squeeze": _squeeze,
-    "Unsqueeze": _unsqueeze,
+    "GatherElements": _along_axis(0, 2),
+    "TopK": _along_axis(-1),
+    "LpNormalization": _along_axis(-1),
+    "CumSum": _cumulative,
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _softmax),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantizer),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _last_axes),
+    "BatchNormalization": _batchnorm,
+    **dict.fromkeys(("InstanceNormalization", "GroupNormalization"), _fixed(front=2)),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _fixed(front=2)),
+    "Trilu": _fixed(back=2),
+    "MatMul": _matmul,
+    "Transpose": _transpose,
     "Pad": _pad,
     "Slice": _slice,
-    "Resize": _resize,
+    **dict.fromkeys(("Tile", "Expand"), _repeats),
+    **dict.fromkeys(("Resize", "Upsample"), _resize),
 }

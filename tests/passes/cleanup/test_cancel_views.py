@@ -29,6 +29,23 @@ CANCELLED = {
         " { a = Reshape(x, s) c = Add(a, b) y = Reshape(c, t) }",
         "g (float[6, 4] x) => (float[A, B] y) <float[4] b = {1, 2, 3, 4}> { y = Add(x, b) }",
     ),
+    "a bias between Squeeze and Unsqueeze": (
+        "g (float[N, 2, 1, 4] x) => (float[A, B, C, D] y) <int64[1] k = {2}, float[2, 1] b = {1, 2}>"
+        " { a = Squeeze(x, k) c = Add(a, b) y = Unsqueeze(c, k) }",
+        "g (float[N, 2, 1, 4] x) => (float[A, B, C, D] y) <float[1, 2, 1, 1] b = {1, 2}> { y = Add(x, b) }",
+    ),
+    "a bias between Unsqueeze and Squeeze": (
+        "g (float[N, 2, 4] x) => (float[A, B, C] y) <int64[1] k = {2}, float[2, 1, 1] b = {1, 2}>"
+        " { a = Unsqueeze(x, k) c = Add(a, b) y = Squeeze(c, k) }",
+        "g (float[N, 2, 4] x) => (float[A, B, C] y) <float[1, 2, 1] b = {1, 2}> { y = Add(x, b) }",
+    ),
+    "a residual, and two that restore the shape": (
+        "g (float[N, 2, 1, 4] x, float[N, 2, 1, 4] z) => (float[A, B, C, D] y, float[E, F, G, H] v)"
+        " <int64[1] k = {2}> { a = Squeeze(x, k) r = Relu(a) u = Unsqueeze(r, k) y = Exp(u)"
+        " c = Squeeze(z, k) d = Add(c, r) v = Unsqueeze(d, k) }",
+        "g (float[N, 2, 1, 4] x, float[N, 2, 1, 4] z) => (float[A, B, C, D] y, float[E, F, G, H] v)"
+        " { r = Relu(x) y = Exp(r) v = Add(z, r) }",
+    ),
 }  # fmt: skip
 
 KEPT = {
@@ -38,6 +55,11 @@ KEPT = {
     " { a = Reshape(x, s) c = Add(a, b) y = Reshape(c, t) }",
     "other readers": f"{HEAD.replace('y)', 'y, float[C, D, E] z)')} <{VIEWS}>"
     " { a = Reshape(x, s) r = Relu(a) z = Exp(r) y = Reshape(r, t) }",
+    "two outputs": "g (float[N, 2, 1, 4] x) => (float[A, B, C, D] y, float[E, F, G, H] v) <int64[1] k = {2}>"
+    " { a = Squeeze(x, k) r = Relu(a) y = Unsqueeze(r, k) v = Unsqueeze(r, k) }",
+    "a constant that is broadcast along a new axis": "g (float[N, 2, 1, 4] x) => (float[A, B, C] y)"
+    " <int64[1] k = {2}, float[1, 2, 3, 1] b = {1, 2, 3, 4, 5, 6}, int64[3] s = {0, 2, 12}>"
+    " { a = Squeeze(x, k) u = Unsqueeze(a, k) c = Add(u, b) y = Reshape(c, s) }",
     "a softmax": f"{HEAD} <{VIEWS}> {{ a = Reshape(x, s) r = Softmax(a) y = Reshape(r, t) }}",
 }  # fmt: skip
 

@@ -82,6 +82,11 @@ def test_dropout_whose_mask_is_read_stays(check) -> None:
     check(EliminateIdentity(), "g (float[N] x) => (float[N] y, bool[N] m) { y, m = Dropout(x) }")
 
 
+def test_training_dropout_of_nothing_goes(check) -> None:
+    text = f"{HEAD} <float r = {{0}}, bool t = {{1}}> {{ a = Dropout(x, r, t) y = Relu(a) }}"
+    check(EliminateIdentity(), text, f"{HEAD} {{ y = Relu(x) }}")
+
+
 def test_training_dropout_stays(check) -> None:
     text = f"{HEAD} <float r = {{0.5}}, bool t = {{1}}> {{ y = Dropout<seed=1>(x, r, t) }}"
     check(EliminateIdentity(), text, runs=False)

@@ -38,6 +38,19 @@ def test_what_is_common_needs_no_process(check, monkeypatch: pytest.MonkeyPatch)
     )
 
 
+def test_values_inside_of_a_batch_that_others_read(check) -> None:
+    """Of nodes that run together only what others read is taken out, and everything where nobody reads any of it."""
+    constants = "float[2] w = {1, 2}, float[2] v = {3, 4}"
+    check(
+        FoldConstants(),
+        f"g (float[2] x) => (float[2] y, float[2] z) <{constants}>"
+        " { a = Add(w, v) b = Mul(a, a) c = Neg(b) y = Add(x, c) z = Mul(x, a) }",
+        "g (float[2] x) => (float[2] y, float[2] z) <float[2] a = {4, 6}, float[2] c = {-16, -36}>"
+        " { y = Add(x, c) z = Mul(x, a) }",
+    )
+    check(FoldConstants(), f"{HEAD} <{constants}> {{ a = Add(w, v) y = Relu(x) }}", f"{HEAD} {{ y = Relu(x) }}")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it may not die")
 def test_what_kills_the_runtime_is_found_among_others(check) -> None:
     reasons = check(

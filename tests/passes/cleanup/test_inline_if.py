@@ -167,3 +167,68 @@ def test_inside_a_local_function(applied) -> None:
     x = np.array([3.0, -2.0], np.float32)
     mine, other = (Session(m, level="disable").run({"x": x})["y"] for m in (before, model))
     np.testing.assert_array_equal(mine, other)
+
+
+SAME = {
+    "equal nodes": ("r = Relu(x)", "r = Relu(x)", "y = Relu(x)"),
+    "in another order": (
+        "a = Exp(x) b = Neg(x) r = Sub(a, b)",
+        "p = Neg(x) q = Exp(x) r = Sub(q, p)",
+        "a = Exp(x) b = Neg(x) y = Sub(a, b)",
+    ),
+    "dead nodes, which go": ("s = Neg(x) t = Exp(s) r = Relu(x)", "r = Relu(x)", "y = Relu(x)"),
+    "constants": (
+        "m = Constant<value = float[2] {1, 2}>() r = Mul(x, m)",
+        "l = Constant<value = float[2] {1, 2}>() r = Mul(x, l)",
+        "m = Constant<value = float[2] {1, 2}>() y = Mul(x, m)",
+    ),
+    "branches inside": (
+        "r = If(d) <then_branch = tt () => (u) { u = Exp(x) }, else_branch = te () => (u) { u = Neg(x) }>",
+        "r = If(d) <then_branch = tt () => (v) { v = Exp(x) }, else_branch = te () => (v) { v = Neg(x) }>",
+        "y = If(d) <then_branch = tt () => (u) { u = Exp(x) }, else_branch = te () => (u) { u = Neg(x) }>",
+    ),
+}
+DIFFERENT = {
+    "another operator": ("r = Relu(x)", "r = Neg(x)"),
+    "another attribute": ("r = Elu<alpha=1.0>(x)", "r = Elu<alpha=2.0>(x)"),
+    "the other way round": ("a = Exp(x) r = Sub(a, x)", "a = Exp(x) r = Sub(x, a)"),
+    "the position of a missing input": ('r = Clip(x, "", k)', 'r = Clip(x, k, "")'),
+    "random draws": ("r = RandomNormalLike(x)", "r = RandomNormalLike(x)"),
+    "another domain, which may keep state": ("r = acme.Count(x)", "r = acme.Count(x)"),
+}
+
+
+def conditional(first: str, second: str) -> str:
+    return (
+        "g (float[2] x, bool c, bool d) => (float[2] y) <float k = {0.5}> { y = If(c)"
+        f" <then_branch = t () => (r) {{ {first} }}, else_branch = e () => (r) {{ {second} }}> }}"
+    )
+
+
+@pytest.mark.parametrize(("first", "second", "after"), SAME.values(), ids=SAME)
+def test_two_branches_that_compute_the_same(check, first: str, second: str, after: str) -> None:
+    head = "g (float[2] x, bool c, bool d) => (float[2] y) <float k = {0.5}>"
+    check(InlineIf(), conditional(first, second), f"{head} {{ {after} }}", infer=False)
+
+
+@pytest.mark.parametrize(("first", "second"), DIFFERENT.values(), ids=DIFFERENT)
+def test_two_branches_that_may_differ(check, first: str, second: str) -> None:
+    runs = not any(word in first for word in ("Random", "acme"))
+    check(InlineIf(), conditional(first, second), infer=False, runs=runs)
+
+
+def test_initializers_of_two_branches(check) -> None:
+    text = (
+        f"{HEAD.replace('x)', 'x, bool c)', 1)} {{ y = If(c)"
+        " <then_branch = t () => (r) <float[2] k = {1, 2}> { r = Mul(x, k) },"
+        " else_branch = e () => (r) <float[2] k = {1, OTHER}> { r = Mul(x, k) }> }"
+    )
+    check(InlineIf(), text.replace("OTHER", "3"), infer=False)
+    after = f"{HEAD.replace('x)', 'x, bool c)', 1)} <float[2] k = {{1, 2}}> {{ y = Mul(x, k) }}"
+    check(InlineIf(), text.replace("OTHER", "2"), after, infer=False)
+
+
+def test_branches_that_become_equal(check) -> None:
+    nested = "r = If(d) <then_branch = tt () => (u) { u = Exp(x) }, else_branch = te () => (v) { v = Exp(x) }>"
+    after = "g (float[2] x, bool c, bool d) => (float[2] y) <float k = {0.5}> { y = Exp(x) }"
+    check(InlineIf(), conditional(nested, "r = Exp(x)"), after, infer=False)

@@ -17,6 +17,10 @@ MERGED = {
         "g (float[2, 3] a, float[2, 0] b) => (float[A, B] y) { y = Concat<axis=1>(a, b, a) }",
         "g (float[2, 3] a, float[2, 0] b) => (float[A, B] y) { y = Concat<axis=1>(a, a) }",
     ),
+    "an empty part beside unknown sizes": (
+        "g (float[N, 3] a, float[N, 0] b) => (float[A, B] y) { y = Concat<axis=-1>(a, b, a) }",
+        "g (float[N, 3] a, float[N, 0] b) => (float[A, B] y) { y = Concat<axis=1>(a, a) }",
+    ),
     "a Concat of what was split": (
         f"{HEAD} <int64[2] s = {{1, 2}}> {{ p, q = Split<axis=1>(a, s) c = Concat<axis=1>(p, q) y = Relu(c) }}",
         f"{HEAD} {{ y = Relu(a) }}",

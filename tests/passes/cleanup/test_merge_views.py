@@ -22,10 +22,23 @@ MERGED = {
         " { a = Unsqueeze(x, s) b = Flatten<axis=2>(a) y = Reshape(b, t) }",
         f"{HEAD} <int64[2] t = {{4, 6}}> {{ y = Reshape(x, t) }}",
     ),
+    "a copied dimension that is the only one not known": (
+        "g (float[N, 3, 4] x) => (float[A, B, C] y) <int64[3] t = {0, 4, 3}> { a = Flatten(x) y = Reshape(a, t) }",
+        "g (float[N, 3, 4] x) => (float[A, B, C] y) <int64[3] t = {-1, 4, 3}> { y = Reshape(x, t) }",
+    ),
+    "Squeezes": (
+        "g (float[1, N, 1, 1, M] x) => (float[A, B] y) <int64[2] s = {3, 0}, int64[1] t = {1}>"
+        " { a = Squeeze(x, s) y = Squeeze(a, t) }",
+        "g (float[1, N, 1, 1, M] x) => (float[A, B] y) <int64[3] t = {0, 2, 3}> { y = Squeeze(x, t) }",
+    ),
     "Transposes": (
         "g (float[2, 3, 4] x) => (float[A, B, C] y)"
         " { a = Transpose<perm=[1, 2, 0]>(x) y = Transpose<perm=[0, 2, 1]>(a) }",
         "g (float[2, 3, 4] x) => (float[A, B, C] y) { y = Transpose<perm=[1, 0, 2]>(x) }",
+    ),
+    "Transposes that reverse": (
+        "g (float[N, 3, 4] x) => (float[A, B, C] y) { a = Transpose(x) b = Transpose(a) y = Relu(b) }",
+        "g (float[N, 3, 4] x) => (float[A, B, C] y) { y = Relu(x) }",
     ),
     "a Transpose between Reshapes that add ones": (
         "g (float[3, 4] x) => (float[A, B] y) <int64[4] s = {1, 1, 3, 4}, int64[2] t = {4, 3}, float[1, 1, 3, 4] a,"
@@ -43,6 +56,8 @@ KEPT = {
     " { a = Reshape(x, s) z = Relu(a) y = Reshape(a, t) }",
     "an exported view": "g (float[2, 3, 4] x) => (float[A, B] y, float[C] a) <int64[1] s = {-1}, int64[2] t = {4, 6}>"
     " { a = Reshape(x, s) y = Reshape(a, t) }",
+    "Transposes that reverse, from input to output": "g (float[N, 3, 4] x) => (float[A, B, C] y)"
+    " { a = Transpose(x) y = Transpose(a) }",
     "a shape at run time": "g (float[2, 3, 4] x, int64[2] t) => (float[A, B] y) <int64[1] s = {-1}>"
     " { a = Reshape(x, s) y = Reshape(a, t) }",
 }  # fmt: skip

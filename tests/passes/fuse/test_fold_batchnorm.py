@@ -41,6 +41,21 @@ FOLDED = {
         f" {{ a = Gemm<transB=1>(x, w) y = {NORM}(a, g, c, m, v) }}",
         f"{MATRIX} <float[2, 2] w = {{2, 4, -3, -4}}, float[2] b = {{1, 3}}> {{ y = Gemm<transB=1>(x, w, b) }}",
     ),
+    "MatMul": (
+        f"{MATRIX} <float[2, 2] w = {{1, 2, 3, 4}}, {BN}> {{ a = MatMul(x, w) y = {NORM}(a, g, c, m, v) }}",
+        f"{MATRIX} <float[2, 2] w = {{2, -2, 6, -4}}, float[2] b = {{1, 3}}> {{ y = Gemm(x, w, b) }}",
+    ),
+    "MatMul without a shift": (
+        f"{MATRIX} <float[2, 2] w = {{1, 2, 3, 4}}, {BN.replace('c = {3, 2}', 'c = {2, -1}')}>"
+        f" {{ a = MatMul(x, w) y = {NORM}(a, g, c, m, v) }}",
+        f"{MATRIX} <float[2, 2] w = {{2, -2, 6, -4}}> {{ y = MatMul(x, w) }}",
+    ),
+    "MatMul by way of Reshape and Transpose": (
+        f"g (float[6, 2] x) => (float[A, B, C] y) <float[2, 2] w = {{1, 2, 3, 4}}, int64[3] s = {{2, 3, 2}}, {BN}>"
+        f" {{ a = MatMul(x, w) r = Reshape(a, s) t = Transpose<perm=[0, 2, 1]>(r) y = {NORM}(t, g, c, m, v) }}",
+        "g (float[6, 2] x) => (float[A, B, C] y) <float[2, 2] w = {2, -2, 6, -4}, int64[3] s = {2, 3, 2},"
+        " float[2] b = {1, 3}> { a = Gemm(x, w, b) r = Reshape(a, s) y = Transpose<perm=[0, 2, 1]>(r) }",
+    ),
 }  # fmt: skip
 
 CONV = f"<float[2, 1, 1, 1] w = {{1, 2}}, {BN}> {{ a = Conv(x, w)"
@@ -65,6 +80,16 @@ KEPT = {
     ),
     "nothing linear before it": (
         f"g (float[1, 2, 4, 4] x) => (float[N, 2, A, B] y) <{BN}> {{ a = Relu(x) y = {NORM}(a, g, c, m, v) }}",
+        "not folded: no Conv, ConvTranspose, Gemm or MatMul before it",
+    ),
+    "rows of a MatMul (ONNX Runtime's MatmulBNFusion takes them for columns)": (
+        f"g (float[2, 2] x) => (float[A, B] y) <float[2, 2] w = {{1, 2, 3, 4}}, {BN}>"
+        f" {{ a = MatMul(x, w) t = Transpose<perm=[1, 0]>(a) y = {NORM}(t, g, c, m, v) }}",
+        "not folded: the channels are not the MatMul's last axis",
+    ),
+    "columns that a Reshape mixes": (
+        "g (float[2, 4] x) => (float[A, B, C] y) <float[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}, int64[3] s = {1, 2, 2},"
+        f" {BN}> {{ a = MatMul(x, w) r = Reshape(a, s) y = {NORM}(r, g, c, m, v) }}",
         "not folded: no Conv, ConvTranspose, Gemm or MatMul before it",
     ),
     "a dead channel": (

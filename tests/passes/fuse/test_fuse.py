@@ -93,6 +93,14 @@ def test_frozen_initializers_let_batchnorm_fold(applied, zoo: Path) -> None:
     assert found["BatchNormalization"] == 0
 
 
+def test_why_not_is_said_where_nothing_is_fused(check) -> None:
+    """The rules that found nothing do not run again, and what they said stays."""
+    head = "g (float[N,4] x) => (float[N,4] a, float[N,4] y) <float c = {2}, float d = {3}>"
+    assert check(Fuse(), f"{head} {{ a = Mul(x, c) y = Mul(a, d) }}") == [
+        "constants not merged: the inner value has other readers or is exported"
+    ]
+
+
 def test_twenty_thousand_nodes_take_seconds(rewritten) -> None:
     import time
 

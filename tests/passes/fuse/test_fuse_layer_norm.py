@@ -143,14 +143,85 @@ def test_casts_inside_a_float16_model_are_dropped(rewritten) -> None:
     assert_same_outputs(parse(text), model, exact=False)
 
 
-def test_another_reader_of_the_variance_is_said(check) -> None:
-    body = f"{MEAN} q = Pow(d, two) {VARIANCE} s = Sqrt(w) n = Div(d, s) o = Mul(n, g) y = Add(o, b) z = Relu(v)"
-    head = "g (float[2, 3, 4] x) => (float[2, 3, 4] y, float[2, 3, 1] z)"
-    reasons = check(FuseLayerNorm(), f"{head} {CONSTANTS} {{ {body} }}")
-    assert reasons == ["layer normalization not fused: a value inside it has other readers"]
+SHARED = "g (float[N, 3, 4] x) => (float[N, 3, 4] y, float[N, 3, 1] z)"
+NORM = "LayerNormalization<axis=-1, epsilon=0.001>(x, g, b)"
+SPELLED = SPELLINGS["PyTorch"]
+
+
+INVERSE = SPELLED.replace("n = Div(d, s)", "r = Reciprocal(s) n = Mul(d, r)")
+SQUARES = "d = Sub(x, m) q = Pow(d, two) v = ReduceMean<axes=[-1]>(q)"
+
+
+@pytest.mark.parametrize(
+    ("body", "after"),
+    [
+        (f"{SPELLED} z = Relu(m)", f"y, m = {NORM} z = Relu(m)"),
+        (f"{INVERSE} z = Relu(r)", f"y, , r = {NORM} z = Relu(r)"),
+        (f"{INVERSE} u = Mul(m, r) z = Neg(u)", f"y, m, r = {NORM} u = Mul(m, r) z = Neg(u)"),
+        (f"{SPELLED} z = Relu(v)", f"y = {NORM} m = ReduceMean<axes=[-1]>(x) {SQUARES} z = Relu(v)"),
+        (f"{SPELLED} p = Mul(m, v) z = Exp(p)", f"y, m = {NORM} {SQUARES} p = Mul(m, v) z = Exp(p)"),
+    ],
+    ids=["mean", "inverse deviation", "both", "variance", "mean and variance"],
+)
+def test_statistics_that_others_read(check, body: str, after: str) -> None:
+    check(FuseLayerNorm(), f"{SHARED} {CONSTANTS} {{ {body} }}", f"{SHARED} {CONSTANTS} {{ {after} }}")
+
+
+def test_an_exported_mean(check) -> None:
+    head = SHARED.replace(" z)", " m)")
+    check(
+        FuseLayerNorm(),
+        f"{head} {CONSTANTS} {{ {SPELLED} }}",
+        f"{head} {CONSTANTS} {{ y, m = {NORM} }}",
+    )
+
+
+def test_a_reader_of_the_mean_before_the_end(check) -> None:
+    early = SPELLED.replace("d = Sub", "z = Relu(m) d = Sub")
+    check(
+        FuseLayerNorm(),
+        f"{SHARED} {CONSTANTS} {{ {early} }}",
+        f"{SHARED} {CONSTANTS} {{ y, m = {NORM} z = Relu(m) }}",
+    )
+
+
+def test_a_normalized_value_that_others_read(check) -> None:
+    head = SHARED.replace("1] z)", "4] z)")
+    check(
+        FuseLayerNorm(),
+        f"{head} {CONSTANTS} {{ {SPELLED} z = Relu(n) }}",
+        f"{head} <{SCALE}, float[4] one = {{1, 1, 1, 1}}> {{ n = {NORM.replace('g, b', 'one')}"
+        " o = Mul(n, g) y = Add(o, b) z = Relu(n) }",
+    )
+
+
+def test_the_mean_stays_where_the_target_may_not_give_it(check) -> None:
+    check(
+        FuseLayerNorm(),
+        f"{SHARED} {CONSTANTS} {{ {SPELLED} z = Relu(m) }}",
+        f"{SHARED} {CONSTANTS} {{ y = {NORM} m = ReduceMean<axes=[-1]>(x) z = Relu(m) }}",
+        target="generic",
+    )
+
+
+def test_a_mean_whose_axis_is_dropped(check) -> None:
+    head = SHARED.replace("3, 1] z", "3] z")
+    check(
+        FuseLayerNorm(),
+        f"{head} <{SCALE}, float e = {{0.001}}, float two = {{2}}, int64[1] last = {{-1}}>"
+        f" {{ {SPELLED} u = Squeeze(m, last) z = Relu(u) }}",
+        f"{head} <{SCALE}, int64[1] last = {{-1}}> {{ y, m = {NORM} u = Squeeze(m, last) z = Relu(u) }}",
+    )
 
 
 def test_old_opset_is_said(check) -> None:
     body = f"{MEAN} q = Mul(d, d) {VARIANCE} s = Sqrt(w) n = Div(d, s) o = Mul(n, g) y = Add(o, b)"
     reasons = check(FuseLayerNorm(), f"{HEAD} {CONSTANTS} {{ {body} }}", opset=13)
     assert reasons == ["layer normalization not fused: the operator comes with opset 17"]
+
+
+def test_an_output_exported_twice(applied) -> None:
+    model = parse(f"{HEAD} {CONSTANTS} {{ {SPELLED} }}")
+    model.graph.outputs.append(model.graph.outputs[0])
+    applied(FuseLayerNorm(), model, "ort-cpu")
+    assert [node.op_type for node in model.graph] == ["LayerNormalization", "Add"]  # without beta: the sum is exported

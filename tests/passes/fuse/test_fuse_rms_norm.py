@@ -90,3 +90,42 @@ def test_float16_with_casts_inside(rewritten) -> None:
     text = with_constants(body).replace("float[N", "float16[N")
     model, _ = rewritten(FuseRmsNorm(), text, opset=23, ir_version=11)
     assert [node.op_type for node in model.graph].count("RMSNormalization") == 1
+
+
+RESIDUAL = "g (float[N, T, 4] a, float[N, T, 4] k) => (float[N, T, 4] y)"
+SKIP = "com.microsoft.SkipSimplifiedLayerNormalization<epsilon=0.001>(a, k, g)"
+
+
+@pytest.mark.parametrize("body", [*SPELLINGS.values(), *BY_RUNTIME.values()], ids=[*SPELLINGS, *BY_RUNTIME])
+def test_behind_a_residual_addition_where_the_target_has_a_kernel(check, body: str) -> None:
+    text = with_constants(f"x = Add(a, k) {body}").replace(HEAD, RESIDUAL)
+    check(FuseRmsNorm(), text, f"{RESIDUAL} <{SCALE}> {{ y = {SKIP} }}", opset=18, target="ort-cuda")
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_residual_sum_that_others_read(check, exported: bool) -> None:
+    head = RESIDUAL.replace("y)", f"y, float[N, T, 4] {'x' if exported else 'z'})")
+    rest = "" if exported else "z = Neg(x)"
+    text = with_constants(f"x = Add(a, k) {BY_RUNTIME['Div']} {rest}").replace(HEAD, head)
+    check(FuseRmsNorm(), text, f"{head} <{SCALE}> {{ y, , , x = {SKIP} {rest} }}", opset=18, target="ort-cuda")
+
+
+def test_a_residual_sum_of_float16_with_casts_inside(check) -> None:
+    head = RESIDUAL.replace("float[", "float16[")
+    body = f"s = Add(a, k) x = Cast<to=1>(s) q = Mul(x, x) {VARIANCE} d = Sqrt(w) n = Div(x, d) o = Mul(n, g)"
+    check(
+        FuseRmsNorm(),
+        with_constants(f"{body} y = Cast<to=10>(o)").replace(HEAD, head),
+        f"{head} <float16[4] g = {{15360, 16384, 48128, 14336}}> {{ y = {SKIP} }}",  # the bits of 1, 2, -1 and 0.5
+        opset=18,
+        target="ort-cuda",
+    )
+
+
+def test_a_residual_of_another_shape_is_said(check) -> None:
+    head = RESIDUAL.replace("N, T, 4] k", "1, T, 4] k")
+    text = with_constants(f"x = Add(a, k) {BY_RUNTIME['Div']}").replace(HEAD, head)
+    reasons = check(FuseRmsNorm(), text, opset=18, target="ort-cuda")
+    assert reasons == [
+        "SkipSimplifiedLayerNormalization not fused: the shapes of what is added are not known to be equal"
+    ]

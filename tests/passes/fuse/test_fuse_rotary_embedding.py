@@ -123,3 +123,117 @@ def test_halves_that_differ_are_said(fused) -> None:
 def test_no_kernel_is_said(fused) -> None:
     reasons = fused(f"{HEAD.format(b='1')} <{NUMBERS}> {{ {ANGLES} {HALVES} {SUM} }}", "generic")[1]
     assert reasons == ["rotary embedding not fused: target generic has no kernel for it at this opset"]
+
+
+PAIRS = {
+    "Split": "z = Reshape(x, apart) a5, b5 = Split<axis=-1>(z, ones) a = Squeeze(a5, last) b = Squeeze(b5, last)",
+    "Gather": "z = Reshape(x, apart) a = Gather<axis=-1>(z, first) b = Gather<axis=-1>(z, second)",
+    "Slice": "a = Slice(x, zero, end, last, two) b = Slice(x, one, end, last, two)",
+}
+TURNED = "ac = Mul(a, c) bs = Mul(s, b) as = Mul(a, s) bc = Mul(b, c) p = Sub(ac, bs) q = Add(bc, as)"
+STACKED = "pu = Unsqueeze(p, last) qu = Unsqueeze(q, last) st = Concat<axis=-1>(pu, qu) y = Reshape(st, whole)"
+COMPLEX = (
+    f"{NUMBERS}, int64[5] apart = {{0, 0, 0, -1, 2}}, int64[4] whole = {{0, 0, 3, 4}}, int64[2] ones = {{1, 1}},"
+    " int64 first = {0}, int64 second = {1}"
+)
+POSITIONS = "g (float[B, T, 3, 4] x, float[{b}, T, 1, 2] f) => (float[B, T, 3, 4] y)"
+
+
+@pytest.mark.parametrize(("target", "opset"), [("ort-cpu", 17), ("ort-cuda", 17), ("generic", 23)])
+@pytest.mark.parametrize("batch", ["1", "B"])
+@pytest.mark.parametrize("pick", PAIRS.values(), ids=PAIRS)
+def test_complex_numbers(fused, pick: str, batch: str, target: str, opset: int) -> None:
+    text = f"{POSITIONS.format(b=batch)} <{COMPLEX}> {{ c = Cos(f) s = Sin(f) {pick} {TURNED} {STACKED} }}"
+    left, reasons = fused(text, target, opset)
+    assert reasons == []
+    assert left.count("RotaryEmbedding") == 1
+    assert not {"Mul", "Sub", "Add", "Split", "Squeeze"} & set(left)
+
+
+def test_complex_numbers_in_columns(fused) -> None:
+    text = (
+        f"{POSITIONS.format(b='1')} <{COMPLEX}> {{ u = Unsqueeze(f, last) c = Cos(u) s = Sin(u) z = Reshape(x, apart)"
+        f" a = Slice(z, zero, one, last) b = Slice(z, one, two, last) {TURNED} st = Concat<axis=4>(p, q)"
+        " y = Reshape(st, whole) }"
+    )
+    left = fused(text, "ort-cpu")[0]
+    assert left.count("RotaryEmbedding") == 1
+    assert not {"Mul", "Sub", "Add", "Concat"} & set(left)
+
+
+def test_complex_numbers_whose_parts_are_halves(fused) -> None:
+    pick = "a = Slice(x, zero, two, last) b = Slice(x, two, end, last)"
+    text = (
+        f"{HEAD.format(b='1')} <{NUMBERS}> {{ g = Unsqueeze(f, one) c = Cos(g) s = Sin(g) {pick} {TURNED}"
+        " y = Concat<axis=3>(p, q) }"
+    )
+    assert fused(text, "ort-cpu")[0].count("RotaryEmbedding") == 1
+
+
+def test_tables_whose_shape_is_not_known(fused) -> None:
+    head = "g (float[B, T, 3, 4] x) => (float[B, T, 3, 4] y)"
+    tables = [
+        f"float[9, 2] {name} = {{{', '.join(str(i * step) for i in range(18))}}}"
+        for name, step in (("k", 0.1), ("l", 0.2))
+    ]
+    count = "h = Shape(x) t = Gather(h, one) c2 = Slice(k, zero, t, zero) s2 = Slice(l, zero, t, zero)"
+    heads = "c = Reshape(c2, rows) s = Reshape(s2, rows)"
+    constants = f"{COMPLEX}, int64[3] rows = {{-1, 1, 2}}, {', '.join(tables)}"
+    text = f"{head} <{constants}> {{ {count} {heads} {PAIRS['Split']} {TURNED} {STACKED} }}"
+    assert fused(text, "ort-cpu")[0].count("RotaryEmbedding") == 1
+
+
+def test_positions_of_a_known_batch_are_constant(fused) -> None:
+    text = f"{POSITIONS.format(b='B')} <{COMPLEX}> {{ c = Cos(f) s = Sin(f) {PAIRS['Split']} {TURNED} {STACKED} }}"
+    left = fused(text.replace("[B, T", "[3, 5"), "ort-cpu")[0]
+    assert left.count("RotaryEmbedding") == 1
+    assert "Range" not in left
+
+
+def test_one_token(fused) -> None:
+    text = f"{POSITIONS.format(b='1')} <{COMPLEX}> {{ c = Cos(f) s = Sin(f) {PAIRS['Split']} {TURNED} {STACKED} }}"
+    assert fused(text.replace("T,", "1,"), "ort-cpu")[0].count("RotaryEmbedding") == 1
+
+
+@pytest.mark.parametrize("repeat", ["Tile", "Expand"])
+def test_tables_that_are_written_twice(fused, repeat: str) -> None:
+    numbers = NUMBERS.replace("pairs = {0, 0, 0, 4}", "pairs = {0, 0, 3, 4}")
+    numbers += ", int64[5] twice = {1, 1, 1, 1, 2}, int64[4] flat = {0, 0, 1, -1}"
+    tables = " ".join(
+        f"{name}1 = {name.title()}(f) {name}2 = Unsqueeze({name}1, last) {name}3 = {repeat}({name}2, twice)"
+        f" {name} = Reshape({name}3, flat)"
+        for name in ("cos", "sin")
+    )
+    left = fused(f"{POSITIONS.format(b='B')} <{numbers}> {{ {tables} {NEIGHBOURS} {SUM} }}", "ort-cpu")[0]
+    assert left.count("RotaryEmbedding") == 1
+    assert repeat not in left
+
+
+UNTURNED = {
+    "another sign": TURNED.replace("Sub(ac, bs)", "Sub(bs, ac)"),
+    "two sums": TURNED.replace("Sub(", "Add("),
+    "another angle": TURNED.replace("as = Mul(a, s)", "d = Exp(s) as = Mul(a, d)"),
+    "the same part": TURNED.replace("bs = Mul(s, b)", "bs = Mul(s, a)"),
+    "another order": TURNED.replace("p = ", "o = ").replace("q = ", "p = ").replace("o = ", "q = "),
+}
+
+
+@pytest.mark.parametrize("turn", UNTURNED.values(), ids=UNTURNED)
+def test_other_products_stay(fused, turn: str) -> None:
+    text = f"{POSITIONS.format(b='1')} <{COMPLEX}> {{ c = Cos(f) s = Sin(f) {PAIRS['Split']} {turn} {STACKED} }}"
+    left, reasons = fused(text, "ort-cpu")
+    assert "RotaryEmbedding" not in left
+    assert reasons == []
+
+
+def test_parts_that_others_read_stay(fused) -> None:
+    head = POSITIONS.format(b="1").replace("y)", "y, float[B, T, 3, 2] p)")
+    left = fused(f"{head} <{COMPLEX}> {{ c = Cos(f) s = Sin(f) {PAIRS['Split']} {TURNED} {STACKED} }}", "ort-cpu")[0]
+    assert "RotaryEmbedding" not in left
+
+
+def test_complex_numbers_without_a_kernel_are_said(fused) -> None:
+    text = f"{POSITIONS.format(b='1')} <{COMPLEX}> {{ c = Cos(f) s = Sin(f) {PAIRS['Slice']} {TURNED} {STACKED} }}"
+    assert fused(text, "generic")[1] == [
+        "rotary embedding not fused: target generic has no kernel for it at this opset"
+    ]

@@ -68,6 +68,7 @@ def test_root_mean_square(check) -> None:
         (HEAD.replace("[B, T, 4] r", "[1, T, 4] r"), NORM, "the shapes of what is added are not known to be equal"),
         (HEAD.replace("B, T", "T"), NORM, "it takes values of rank 3"),
         (HEAD.replace("T,", "4,"), NORM.replace("-1", "1").replace("g, b", "G"), "the normalization is over more than"),
+        (HEAD, f"o = Exp(b) {NORM.replace('g, b', 'g, o')}", "gamma or beta is computed at run time"),
         (HEAD.replace("4]", "1]"), NORM, "gamma or beta is no vector as long as the last axis"),
     ],
 )

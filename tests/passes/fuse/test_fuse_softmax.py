@@ -45,6 +45,11 @@ def test_old_opsets_have_the_last_axis(check) -> None:
     check(FuseSoftmax(), f"{HEAD} {{ {body.replace('[1]', '[2]')} }}", f"{HEAD} {{ y = Softmax<axis=2>(x) }}", opset=11)
 
 
+def test_the_logarithm_of_an_old_softmax(check) -> None:
+    before = f"{HEAD} {{ s = Softmax(x) y = Log(s) }}"
+    check(FuseSoftmax(), before, f"{HEAD} {{ y = LogSoftmax<axis=1>(x) }}", opset=11)
+
+
 def test_another_reader_is_said(check) -> None:
     head = HEAD.replace("=> (", "=> (float[N, 3, 4] e, ")
     reasons = check(FuseSoftmax(), f"{head} {CONSTANTS} {{ {SPELLINGS['naive'][0]} }}")

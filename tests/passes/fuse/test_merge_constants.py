@@ -42,6 +42,25 @@ def test_other_readers_are_said(check) -> None:
     assert reasons == ["constants not merged: the inner value has other readers or is exported"]
 
 
+def test_a_chain_merges_as_far_as_the_bounds_allow(check) -> None:
+    head = f"{HEAD} <float a = {{6000}}, float b = {{3000}}, float d = {{2000}}, float e = {{-1000}}>"
+    check(
+        MergeConstants(),
+        f"{head} {{ p = Add(x, a) q = Add(p, b) r = Add(q, d) y = Sub(r, e) }}",
+        f"{HEAD} <float a = {{6000}}, float s = {{6000}}> {{ p = Add(x, a) y = Add(p, s) }}",
+    )
+
+
+def test_a_chain_merges_as_far_as_others_read_it(check) -> None:
+    head = HEAD.replace("=> (", "=> (float[2, 3] a, ")
+    reasons = check(
+        MergeConstants(),
+        f"{head} {CONSTANTS} {{ a = Add(x, two) p = Add(a, k) q = Add(p, half) y = Add(q, two) }}",
+        f"{head} <float two = {{2}}, float[3] d = {{3.5, 4.5, 6.5}}> {{ a = Add(x, two) y = Add(a, d) }}",
+    )
+    assert reasons == ["constants not merged: the inner value has other readers or is exported"]
+
+
 def test_integers_stay(check) -> None:
     check(
         MergeConstants(),

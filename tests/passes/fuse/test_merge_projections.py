@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from conftest import parse
 from onnxedge_passes.fuse.merge_projections import MergeProjections
 
 HEAD = "g (float[B, 2] x) => (float[B, 2] p, float[B, 1] q)"
@@ -70,3 +71,9 @@ def test_stays(check, body: str) -> None:
 def test_other_targets(check) -> None:
     body = f"<{WEIGHTS}> {{ p = MatMul(x, v) q = MatMul(x, w) }}"
     assert check(MergeProjections(), f"{HEAD} {body}", target="ort-cpu") == []
+
+
+def test_outputs_exported_twice(applied) -> None:
+    model = parse(f"{HEAD} <{WEIGHTS}> {{ p = MatMul(x, v) q = MatMul(x, w) }}")
+    model.graph.outputs.append(model.graph.outputs[1])
+    assert applied(MergeProjections(), model, "ort-cuda")[0].rewrites == 0

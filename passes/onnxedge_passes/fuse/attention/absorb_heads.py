@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Accuracy, Context, graph_of, insert_before, new_initializer, replace_uses
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, output_used, retire
-from onnxedge_passes.fuse.attention.axes import Axis, Factor, flat, length, sizes
+from onnxedge.api import Accuracy, Context, insert_before
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, output_used
+from onnxedge_passes.fuse.attention.axes import Axis, Factor, length
 from onnxedge_passes.fuse.attention.find import Operand, ends_of, follow
-from onnxedge_passes.fuse.attention.forms import View, reshaped, spread, tokens_first
+from onnxedge_passes.fuse.attention.forms import End, View, end_of, tokens_first
+from onnxedge_passes.fuse.attention.shapes import sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class AbsorbHeads(Rule):
     Before: ``Reshape(Transpose(Attention(Transpose(Reshape(q)), Transpose(Reshape(k)), Transpose(Reshape(v)))))``
     After:  ``Attention<q_num_heads, kv_num_heads>(q, k, v)`` on ``[B, T, H * D]``
 
+    Tokens that stand before the batch, as torch.nn.MultiheadAttention has them, are turned.
     ONNX Runtime 1.31 on the CPU takes 0.50 to 0.95 of the time with the Transposes (12 heads of 64: 1084 us against
     1323 us for 197 tokens, 15 us against 25 us for 8 heads and 16 tokens).
     Left alone: a cache of keys and values, or scores as an output; heads whose number is not known; operands or
@@ -73,41 +74,27 @@ def _absorb(node: ir.Node, dims: Sequence[Sequence[object]]) -> Outcome:
     if operands[2].scale != 1.0 or size is None:
         return None
     factor *= node.attributes.get_float("scale", size**-0.5)
-    views = [tokens_first(operand.chain, *axes) for operand, axes in zip(operands, layout, strict=True)]
-    wanted = [batch, queries, (*heads, *width)]
-    for value, axes in reversed(ends_of(node.outputs[0], [batch, heads, queries, width])):
-        shape = reshaped(wanted, axes) if flat(axes) == flat(wanted) else None
-        if shape is not None and all(views) and value is not node.outputs[0]:
-            made = [view for view in views if view is not None]
-            return _call(node, made, value, shape, (dims[0][1], dims[1][1]), factor)
-    return None
+    views = [tokens_first(operand.chain, *axes, turned=True) for operand, axes in zip(operands, layout, strict=True)]
+    if not all(views):
+        return None
+    made = [view for view in views if view is not None]
+    shown = ends_of(node.outputs[0], [batch, heads, queries, width])
+    end = end_of(shown, [batch, queries, (*heads, *width)], turned=True)
+    if end is None or end.value is node.outputs[0]:
+        return None
+    return _call(node, made, end, (dims[0][1], dims[1][1]), factor)
 
 
-def _call(
-    node: ir.Node,
-    views: Sequence[View],
-    end: ir.Value,
-    shape: Sequence[int],
-    counts: tuple[object, object],
-    scale: float,
-) -> ir.Value:
+def _call(node: ir.Node, views: Sequence[View], end: End, counts: tuple[object, object], scale: float) -> ir.Value:
     inputs = [view.build(node, f"attention_{name}") for view, name in zip(views, "qkv", strict=True)]
-    call = insert_before(node, "Attention", [*inputs, *node.inputs[3:]], name=node.name, like=[end])
+    call = insert_before(node, "Attention", [*inputs, *node.inputs[3:]], name=node.name, like=[end.value])
     for attribute in node.attributes.values():
         call.attributes[attribute.name] = attribute
     call.attributes["scale"] = ir.AttrFloat32("scale", scale)
     for name, count in zip(("q_num_heads", "kv_num_heads"), counts, strict=True):
         assert isinstance(count, int)
         call.attributes[name] = ir.AttrInt64(name, count)
-    output = call.outputs[0]
     rows, width = inputs[0].shape, node.outputs[0].shape
-    if (shape or not end.is_graph_output()) and rows is not None and width is not None and isinstance(width[-1], int):
-        output.shape = ir.Shape([*list(rows)[:2], width[-1] * counts[0]])  # type: ignore[operator]
-    if shape:
-        target = new_initializer(graph_of(node), np.array(shape, np.int64), f"{output.name}_shape")
-        output = insert_before(node, "Reshape", [output, target], like=[end]).outputs[0]
-    last = end.producer()
-    replace_uses(end, output)
-    retire(last)
-    spread(output)
-    return output
+    if not end.is_exported and rows is not None and width is not None and isinstance(width[-1], int):
+        call.outputs[0].shape = ir.Shape([*list(rows)[:2], width[-1] * counts[0]])  # type: ignore[operator]
+    return end.replace(node, call.outputs[0])

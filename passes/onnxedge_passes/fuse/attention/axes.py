@@ -8,16 +8,15 @@ several ones is split in place, so that all axes noted before see it. Dimensions
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxedge.api import constant, is_standard
 from onnxedge_passes.cleanup.worklist import input_at, node_opset
-
-Size = Hashable  #: an int, or anything that stands for one size that is known when the model runs
-_DEEP = 24  #: nodes of the longest computation of a shape that is followed
+from onnxedge_passes.fuse.attention.shapes import Size, is_named, sizes
 
 
 @dataclass(eq=False)
@@ -65,79 +64,6 @@ def fresh(value: ir.Value) -> list[Axis] | None:
     """Return new axes for a value, one factor each, None where its rank is not known."""
     dims = sizes(value)
     return [() if d == 1 else (Factor(d),) for d in dims] if dims is not None else None
-
-
-def sizes(value: ir.Value) -> list[Size] | None:
-    """Return the size of each dimension, None where the rank is not known; a graph output's shape is not believed."""
-    node = value.producer()
-    computed = _shape_elements(node) if node is not None and node.op_type == "Reshape" else None
-    shape = None if value.is_graph_output() else value.shape
-    if shape is None:
-        return [_own(value, axis, size) for axis, size in enumerate(computed)] if computed is not None else None
-    found: list[Size] = []
-    for axis, dim in enumerate(shape):
-        known: Size = dim if isinstance(dim, int) else dim.value
-        if computed is not None and len(computed) == len(shape) and computed[axis] != -1 and not _is_sure(known):
-            known = computed[axis]
-        found.append(_own(value, axis, known))
-    return found
-
-
-def _own(value: ir.Value, axis: int, size: Size) -> Size:
-    return (value, axis) if size is None or size == -1 else size
-
-
-def _shape_elements(node: ir.Node) -> list[Size] | None:
-    """Return what a Reshape asks for: sizes, -1 where the rest goes."""
-    elements = _elements(input_at(node, 1), _DEEP)
-    data = node.inputs[0]
-    if elements is None or data is None or node.attributes.get_int("allowzero", 0) != 0:
-        return elements
-    have = data.shape
-    return [
-        _dim(data, axis, have[axis]) if size == 0 and have is not None and axis < len(have) else size
-        for axis, size in enumerate(elements)
-    ]
-
-
-def _elements(value: ir.Value | None, left: int) -> list[Size] | None:
-    """Return the integers of a shape that the graph computes, one by one, sizes of other values among them."""
-    array = constant(value)
-    if array is not None:
-        return [int(d) for d in array.ravel()] if array.size <= 64 and array.dtype.kind == "i" else None
-    node = value.producer() if value is not None else None
-    if node is None or not is_standard(node) or left <= 0 or not node.inputs or node.inputs[0] is None:
-        return None
-    if node.op_type == "Shape":
-        have = node.inputs[0].shape
-        start, end = (node.attributes.get_int(key, default) for key, default in (("start", 0), ("end", 64)))
-        return [_dim(node.inputs[0], a, d) for a, d in enumerate(have)][start:end] if have is not None else None
-    inner = [_elements(source, left - 1) for source in node.inputs]
-    data = inner[0]
-    if node.op_type == "Concat":
-        return None if any(part is None for part in inner) else [size for part in inner for size in part or []]
-    if node.op_type in ("Squeeze", "Unsqueeze", "Cast", "Identity", "Reshape"):
-        return data
-    where = inner[1] if len(inner) > 1 else None
-    if node.op_type == "Slice" and data is not None:
-        return _sliced(node, data, inner)
-    if node.op_type == "Gather" and data is not None and where is not None:
-        inside = all(isinstance(i, int) and -len(data) <= i < len(data) for i in where)
-        return [data[i] for i in where if isinstance(i, int)] if inside else None
-    return None
-
-
-def _sliced(node: ir.Node, data: list[Size], inner: Sequence[list[Size] | None]) -> list[Size] | None:
-    if len(inner) < 3:
-        bounds = [node.attributes.get_ints(key, ()) for key in ("starts", "ends")]
-        return data[bounds[0][0] : bounds[1][0]] if all(len(b) == 1 for b in bounds) else None
-    numbers = [part[0] if part is not None and len(part) == 1 else None for part in (*inner[1:3], *inner[4:5])]
-    known = [number for number in numbers if isinstance(number, int)]
-    return data[known[0] : known[1]] if len(known) == len(numbers) and known[2:] in ([], [1]) else None
-
-
-def _dim(value: ir.Value, axis: int, dim: int | ir.SymbolicDim) -> Size:
-    return _own(value, axis, dim if isinstance(dim, int) else dim.value)
 
 
 def regroup(factors: Sequence[Factor], dims: Sequence[Size]) -> list[Axis] | None:
@@ -192,15 +118,6 @@ def learn(axis: Iterable[Factor], size: Size) -> None:
     rank = [2 if isinstance(s, int) else 1 if is_named(s) else 0 for s in (factors[0].size, size)]
     if rank[1] > rank[0] or (rank == [0, 0] and not isinstance(size, tuple)):
         factors[0].size = size
-
-
-def _is_sure(size: Size) -> bool:
-    return isinstance(size, int) or is_named(size)
-
-
-def is_named(size: Size) -> bool:
-    """Tell whether a size has the name that the model's author gave it, so that other names are other sizes."""
-    return isinstance(size, str) and not size.startswith("unk__")
 
 
 def _take(left: list[Factor], size: Size, end: int) -> Axis | None:
@@ -291,6 +208,32 @@ def _unexpanded(node: ir.Node, source: ir.Value, axes: Sequence[Axis]) -> list[A
     return out
 
 
+def _untiled(node: ir.Node, source: ir.Value, axes: Sequence[Axis]) -> list[Axis] | None:
+    """Give what a Tile repeats no factors in its input; only what has one element may be repeated."""
+    dims, repeats = sizes(source), constant(input_at(node, 1))
+    if dims is None or repeats is None or not len(dims) == len(axes) == repeats.size:
+        return None
+    if any(count != 1 and size != 1 for count, size in zip(repeats, dims, strict=True)):
+        return None
+    return [() if size == 1 else axis for axis, size in zip(axes, dims, strict=True)]
+
+
+def _repeated(node: ir.Node, source: ir.Value, axes: Sequence[Axis]) -> list[Axis] | None:
+    """Take apart what a Gather makes of each position several times over, one after the other."""
+    dims, index = sizes(source), constant(input_at(node, 1))
+    if dims is None or index is None or index.ndim != 1 or len(dims) != len(axes):
+        return None
+    axis = node.attributes.get_int("axis", 0) % len(dims)
+    count = dims[axis]
+    if not isinstance(count, int) or count < 1 or index.size % count or not index.size:
+        return None
+    times = index.size // count
+    if (index != np.arange(index.size) // times).any():
+        return None
+    parts = regroup(expanded(axes[axis]), [count, times])
+    return [*axes[:axis], parts[0], *axes[axis + 1 :]] if parts is not None else None
+
+
 def chosen(node: ir.Node, value: ir.Value, axes: Sequence[Axis]) -> list[Axis] | None:
     """Return the axes of what a Gather or Split takes one position of, None where it is not just one."""
     source = node.inputs[0]
@@ -333,5 +276,7 @@ _BACKWARD: dict[str, Callable[[ir.Node, ir.Value, Sequence[Axis]], list[Axis] | 
     "Unsqueeze": _regrouped,
     "Identity": _same,
     "Expand": _unexpanded,
+    "Tile": _untiled,
+    "Gather": _repeated,
     "Dropout": _inactive,
 }

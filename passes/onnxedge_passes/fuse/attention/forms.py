@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import constant_tensor, graph_of, insert_after, insert_before, new_initializer
-from onnxedge_passes.cleanup.worklist import node_opset
+from onnxedge.api import constant_tensor, graph_of, insert_after, insert_before, new_initializer, replace_uses
+from onnxedge_passes.cleanup.worklist import node_opset, retire
 from onnxedge_passes.fuse.attention.axes import Axis, expanded, flat, length
 from onnxedge_passes.fuse.attention.find import Found, Operand, Shown
 
@@ -35,15 +35,20 @@ class View:
         """Put the nodes before ``anchor`` and return the value."""
         value = self.value if self.part is None else _part(anchor, self.value, *self.part)
         if self.perm:
-            value = insert_before(
-                anchor, "Transpose", [value], attributes={"perm": list(self.perm)}, outputs=[f"{wish}_heads"]
-            ).outputs[0]
-            value.type = self.value.type
+            value = transposed(anchor, value, self.perm, f"{wish}_heads")
         if self.shape:
             shape = new_initializer(graph_of(anchor), np.array(self.shape, np.int64), f"{wish}_shape")
             value = insert_before(anchor, "Reshape", [value, shape], outputs=[f"{wish}_view"]).outputs[0]
             value.type = self.value.type
         return value
+
+
+def transposed(anchor: ir.Node, value: ir.Value, perm: Sequence[int], name: str) -> ir.Value:
+    """Put a Transpose before a node and return its output."""
+    out = insert_before(anchor, "Transpose", [value], attributes={"perm": list(perm)}, outputs=[name]).outputs[0]
+    out.type = value.type
+    out.shape = ir.Shape([value.shape[axis] for axis in perm]) if value.shape is not None else None
+    return out
 
 
 def _part(anchor: ir.Node, value: ir.Value, index: int, count: int) -> ir.Value:
@@ -125,17 +130,25 @@ def _kept(query: Axis, operand: Operand) -> Axis:
     return kept if kept == lead else query  # repeated in groups of neighbours, or else not at all
 
 
-def tokens_first(shown: Sequence[Shown], batch: Axis, tokens: Axis, heads: Axis, features: Axis) -> View | None:
-    """Return how to see an operand as ``[B, T, H * D]``."""
-    wanted = [batch, tokens, (*heads, *features)]
-    for value, axes in reversed(shown):
-        part = _chosen(axes, wanted)
-        if part is not None and isinstance(value.shape, ir.Shape) and isinstance(value.shape[-1], int):
-            return View(value, part=part)
-        if flat(axes) == flat(wanted):
-            shape = reshaped(axes, wanted)
-            if shape is not None:
-                return View(value, shape=shape)
+def tokens_first(
+    shown: Sequence[Shown], batch: Axis, tokens: Axis, heads: Axis, features: Axis, *, turned: bool = False
+) -> View | None:
+    """Return how to see an operand as ``[B, T, H * D]``.
+
+    Args:
+        shown: the values that it is a view of.
+        batch, tokens, heads, features: axes.
+        turned: also take a value in the form ``[T, B, H * D]``, where there is none in the other.
+    """
+    for order, perm in orders([batch, tokens, (*heads, *features)], turned=turned):
+        for value, axes in reversed(shown):
+            part = _chosen(axes, order)
+            if part is not None and isinstance(value.shape, ir.Shape) and isinstance(value.shape[-1], int):
+                return View(value, perm=perm, part=part)
+            if flat(axes) == flat(order):
+                shape = reshaped(axes, order)
+                if shape is not None and not (shape and perm):
+                    return View(value, perm=perm, shape=shape)
     return None
 
 
@@ -184,6 +197,58 @@ def reshaped(axes: Sequence[Axis], wanted: Sequence[Axis]) -> tuple[int, ...] | 
         else:
             shape.append(-1)
     return tuple(shape) if shape.count(-1) <= 1 else None
+
+
+@dataclass(frozen=True)
+class End:
+    """Say which value of the graph a kernel's output replaces, and how to make one of the other.
+
+    Attributes:
+        value: of the graph.
+        perm, shape: of a Transpose and of a Reshape to put behind the kernel, in this order; empty for none.
+    """
+
+    value: ir.Value
+    perm: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def is_exported(self) -> bool:
+        """Tell whether the kernel's output is itself an output of the graph, so that its shape is declared."""
+        return not self.perm and not self.shape and self.value.is_graph_output()
+
+    def replace(self, anchor: ir.Node, output: ir.Value) -> ir.Value:
+        """Put the nodes before ``anchor``, let all that reads the value read theirs, and return what they make."""
+        if self.perm:
+            output = transposed(anchor, output, self.perm, f"{output.name}_turned")
+        if self.shape:
+            shape = new_initializer(graph_of(anchor), np.array(self.shape, np.int64), f"{output.name}_shape")
+            output = insert_before(anchor, "Reshape", [output, shape], like=[self.value]).outputs[0]
+        last = self.value.producer()
+        replace_uses(self.value, output)
+        retire(last)
+        spread(output)
+        return output
+
+
+def end_of(shown: Sequence[Shown], wanted: Sequence[Axis], *, turned: bool = False) -> End | None:
+    """Return the farthest value behind the product that holds the same elements in the order wanted."""
+    for order, perm in orders(wanted, turned=turned):
+        for value, axes in reversed(shown):
+            if flat(axes) == flat(order) and (shape := reshaped(order, axes)) is not None:
+                return End(value, perm, shape)
+    return None
+
+
+def orders(wanted: Sequence[Axis], *, turned: bool) -> list[tuple[list[Axis], tuple[int, ...]]]:
+    """Return the orders of axes to look for, and the Transpose between each and the wanted one.
+
+    Args:
+        wanted: axes.
+        turned: whether the first two of three may change places.
+    """
+    own: list[tuple[list[Axis], tuple[int, ...]]] = [(list(wanted), ())]
+    return [*own, ([wanted[1], wanted[0], wanted[2]], (1, 0, 2))] if turned else own
 
 
 def spread(value: ir.Value) -> None:

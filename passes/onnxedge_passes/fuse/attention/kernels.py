@@ -7,22 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Context, graph_of, insert_before, new_initializer, replace_uses
-from onnxedge_passes.cleanup.worklist import Refused, node_opset, retire
-from onnxedge_passes.fuse.attention.axes import Axis, expanded, flat, length
+from onnxedge.api import Context, graph_of, insert_before, new_initializer
+from onnxedge_passes.cleanup.worklist import Refused, node_opset
+from onnxedge_passes.fuse.attention.axes import Axis, expanded, length
+from onnxedge_passes.fuse.attention.causal import is_causal
 from onnxedge_passes.fuse.attention.find import Found
-from onnxedge_passes.fuse.attention.forms import Heads, View, heads_first, reshaped, spread, tokens_first
-from onnxedge_passes.fuse.attention.masks import Mask, mask_of, scale_of
+from onnxedge_passes.fuse.attention.forms import End, Heads, View, end_of, heads_first, tokens_first
+from onnxedge_passes.fuse.attention.lengths import lengths
+from onnxedge_passes.fuse.attention.masks import Mask, Scaling, mask_of, scaling_of
 
+_MICROSOFT = "com.microsoft"
+_DEPTH = 8  #: what the features of a head are a multiple of, for GroupQueryAttention
 _MANY_HEADS = 128  #: batch times heads from which MultiHeadAttention on the CPU loses to single operators
-
-
-@dataclass(frozen=True)
-class End:
-    """Say which value of the graph a kernel's output replaces, and the shape that makes one of the other."""
-
-    value: ir.Value
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -34,6 +30,7 @@ class Plan:
         inputs: how to see queries, keys and values.
         end: what the output stands for.
         flat: whether all are ``[B, T, H * D]``; else ``[B, H, T, D]``.
+        outputs: how many outputs to name.
     """
 
     op_type: str
@@ -42,28 +39,53 @@ class Plan:
     end: End
     heads: Heads
     flat: bool
+    outputs: int = 1
 
 
 def plan(found: Found, heads: Heads, context: Context) -> Plan | Refused:
     """Choose the kernel, the best form first."""
     target, node = context.target, found.product
     standard = target.has_kernel("Attention", opset=node_opset(node))
-    multi = target.has_kernel("MultiHeadAttention", "com.microsoft")
-    if not (standard or multi):
+    multi = target.has_kernel("MultiHeadAttention", _MICROSOFT)
+    grouped = target.has_kernel("GroupQueryAttention", _MICROSOFT)
+    if not (standard or multi or grouped):
         return Refused(f"attention not fused: target {target.name} has no kernel for it at this opset")
     if standard:
         views = _tokens_first(found, heads, heads.key)
-        end = _end(found, [heads.batch, found.queries, (*heads.query, *expanded(found.width))])
+        end = end_of(found.ends, [heads.batch, found.queries, (*heads.query, *expanded(found.width))], turned=True)
         if views is not None and end is not None and (heads.query or target.fused_attention == "always"):
             return Plan("Attention", "", views, end, heads, True)
         if target.fused_attention == "always":
             return _heads_first(found, heads)
         return Refused("attention not fused: the kernel is not faster where heads are not split and merged beside it")
-    return _multi(found, heads, context)
+    found_plan = _grouped(found, heads, context) if grouped else None
+    if isinstance(found_plan, Plan) or not multi:
+        return found_plan or Refused("attention not fused: GroupQueryAttention needs a causal mask")
+    other = _multi(found, heads, context)
+    return found_plan if isinstance(found_plan, Refused) and isinstance(other, Refused) else other
+
+
+def _grouped(found: Found, heads: Heads, context: Context) -> Plan | Refused | None:
+    """Choose GroupQueryAttention for a block that is causal, None for one that is not."""
+    value, depth = found.product.inputs[1], length(found.depth)
+    kernel = context.target.kernels.get(f"{_MICROSOFT}::GroupQueryAttention")
+    if not is_causal(found) or value is None or value.dtype is None or not heads.query:
+        return None
+    if kernel is not None and kernel.dtypes and value.dtype.numpy().name not in kernel.dtypes:
+        return None
+    if depth is None or depth % _DEPTH or depth != length(found.width):
+        return Refused(f"attention not fused: GroupQueryAttention needs heads of a multiple of {_DEPTH} features")
+    if 0 in (length(heads.batch), length(found.queries)):
+        return Refused("attention not fused: GroupQueryAttention takes no empty batch")
+    views = _tokens_first(found, heads, heads.key)
+    end = end_of(found.ends, [heads.batch, found.queries, (*heads.query, *expanded(found.width))], turned=True)
+    if views is None or end is None:
+        return Refused("attention not fused: GroupQueryAttention needs tokens before heads everywhere")
+    return Plan("GroupQueryAttention", _MICROSOFT, views, end, heads, True, kernel.outputs if kernel is not None else 1)
 
 
 def _multi(found: Found, heads: Heads, context: Context) -> Plan | Refused:
-    end = _end(found, [heads.batch, found.queries, (*heads.query, *expanded(found.width))])
+    end = end_of(found.ends, [heads.batch, found.queries, (*heads.query, *expanded(found.width))], turned=True)
     views = _tokens_first(found, heads, heads.query)
     value = found.product.inputs[1]
     if value is None or value.dtype != ir.DataType.FLOAT:
@@ -75,7 +97,7 @@ def _multi(found: Found, heads: Heads, context: Context) -> Plan | Refused:
         reason = "MultiHeadAttention needs tokens before heads, in queries and in the output"
     if reason or views is None or end is None:
         return Refused(f"attention not fused: {reason}")
-    return Plan("MultiHeadAttention", "com.microsoft", views, end, heads, True)
+    return Plan("MultiHeadAttention", _MICROSOFT, views, end, heads, True)
 
 
 def _slower(found: Found, heads: Heads, context: Context) -> str:
@@ -83,7 +105,7 @@ def _slower(found: Found, heads: Heads, context: Context) -> str:
     batch = length(heads.batch)
     if not heads.query:
         return "the kernel is not faster where heads are not split and merged beside it"
-    if any(step.kind != "scale" for step in found.steps):
+    if any(step.masks for step in found.steps):
         return "MultiHeadAttention with a mask is not faster than single operators"
     if batch is not None and batch * heads.query_count >= _MANY_HEADS:
         return "MultiHeadAttention on many heads is not faster than single operators"
@@ -104,9 +126,9 @@ def _heads_behind(found: Found, heads: Heads) -> tuple[View, View, View] | None:
 
 
 def _tokens_first(found: Found, heads: Heads, kept: Axis) -> tuple[View, View, View] | None:
-    query = tokens_first(found.query.chain, heads.batch, found.queries, heads.query, found.depth)
-    key = tokens_first(found.key.chain, heads.batch, found.keys, kept, found.depth)
-    value = tokens_first(found.value.chain, heads.batch, found.keys, kept, found.width)
+    query = tokens_first(found.query.chain, heads.batch, found.queries, heads.query, found.depth, turned=True)
+    key = tokens_first(found.key.chain, heads.batch, found.keys, kept, found.depth, turned=True)
+    value = tokens_first(found.value.chain, heads.batch, found.keys, kept, found.width, turned=True)
     return (query, key, value) if query is not None and key is not None and value is not None else None
 
 
@@ -114,26 +136,20 @@ def _heads_first(found: Found, heads: Heads) -> Plan | Refused:
     query = heads_first(found.query.chain, heads.batch, found.queries, heads.query, found.depth)
     key = heads_first(found.key.chain, heads.batch, found.keys, heads.key, found.depth)
     value = heads_first(found.value.chain, heads.batch, found.keys, heads.key, found.width)
-    end = _end(found, [heads.batch, heads.query, found.queries, found.width])
+    end = end_of(found.ends, [heads.batch, heads.query, found.queries, found.width])
     if query is None or key is None or value is None or end is None:
         return Refused("attention not fused: how queries, keys or values are laid out is not known")
     return Plan("Attention", "", (query, key, value), end, heads, False)
 
 
-def _end(found: Found, wanted: list[Axis]) -> End | None:
-    """Return the farthest value behind the product that holds the same elements in the order wanted."""
-    for value, axes in reversed(found.ends):
-        if flat(axes) == flat(wanted) and (shape := reshaped(wanted, axes)) is not None:
-            return End(value, shape)
-    return None
-
-
 def build(found: Found, plan: Plan, context: Context) -> ir.Value | Refused:
     """Put the call into the graph in place of the block, with nothing changed where that is refused."""
     node, heads = found.product, plan.heads
-    factor = scale_of(found)
-    if isinstance(factor, Refused):
-        return factor
+    scaling = scaling_of(found)
+    if isinstance(scaling, Refused):
+        return scaling
+    if scaling.softcap and plan.op_type == "MultiHeadAttention":
+        return Refused("attention not fused: MultiHeadAttention cannot cap the scores")
     mask = mask_of(found, heads, context, lowest_empties=plan.op_type == "Attention")
     if isinstance(mask, Refused):
         return mask
@@ -141,7 +157,9 @@ def build(found: Found, plan: Plan, context: Context) -> ir.Value | Refused:
     inputs: list[ir.Value | None] = list(views)
     if mask.value is not None:
         inputs += [mask.value] if plan.op_type == "Attention" else [None, None, mask.value]
-    attributes = _attributes(plan, mask, factor)
+    if plan.op_type == "GroupQueryAttention":
+        inputs += [None, None, *lengths(node, views[0], heads.batch, found.queries)]
+    attributes = _attributes(plan, mask, scaling)
     if found.single and plan.op_type == "Attention":
         attributes["softmax_precision"] = int(ir.DataType.FLOAT)
     call = insert_before(
@@ -151,22 +169,15 @@ def build(found: Found, plan: Plan, context: Context) -> ir.Value | Refused:
         attributes=attributes,
         domain=plan.domain,
         name=node.name or "attention",
+        outputs=plan.outputs,
         like=[plan.end.value],
     )
     output = call.outputs[0]
-    if not plan.end.value.is_graph_output() and not plan.end.shape:
+    if not plan.end.is_exported:
         output.shape = _shape(found, plan, views[0])
     if mask.empties and found.guarded and plan.op_type != "Attention":
         output = _without_nan(node, output)
-    if plan.end.shape:
-        output.shape = _shape(found, plan, views[0])
-        shape = new_initializer(graph_of(node), np.array(plan.end.shape, np.int64), f"{output.name}_shape")
-        output = insert_before(node, "Reshape", [output, shape], like=[plan.end.value]).outputs[0]
-    last = plan.end.value.producer()
-    replace_uses(plan.end.value, output)
-    retire(last)
-    spread(output)
-    return output
+    return plan.end.replace(node, output)
 
 
 def _shape(found: Found, plan: Plan, query: ir.Value) -> ir.Shape:
@@ -196,15 +207,15 @@ def _without_nan(node: ir.Node, output: ir.Value) -> ir.Value:
     return insert_before(node, "Where", [check.outputs[0], zero, output], like=[output]).outputs[0]
 
 
-def _attributes(plan: Plan, mask: Mask, factor: float) -> dict[str, float | int]:
-    attributes: dict[str, float | int] = {"scale": factor}
+def _attributes(plan: Plan, mask: Mask, scaling: Scaling) -> dict[str, float | int]:
+    attributes: dict[str, float | int] = {"scale": scaling.factor}
+    if scaling.softcap:
+        attributes["softcap"] = scaling.softcap
+    counts = plan.heads.query_count, plan.heads.key_count
+    if plan.op_type == "GroupQueryAttention":
+        return {**attributes, "num_heads": counts[0], "kv_num_heads": counts[1]}
     if plan.op_type == "MultiHeadAttention":
-        attributes["num_heads"] = plan.heads.query_count
-        if mask.causal:
-            attributes["unidirectional"] = 1
-        return attributes
+        return {**attributes, "num_heads": counts[0], **({"unidirectional": 1} if mask.causal else {})}
     if plan.flat:
-        attributes["q_num_heads"], attributes["kv_num_heads"] = plan.heads.query_count, plan.heads.key_count
-    if mask.causal:
-        attributes["is_causal"] = 1
-    return attributes
+        attributes["q_num_heads"], attributes["kv_num_heads"] = counts
+    return {**attributes, **({"is_causal": 1} if mask.causal else {})}

@@ -11,11 +11,13 @@ import onnx_ir as ir
 
 from onnxedge.api import Array, Context, constant, graph_of, insert_after, insert_before, is_standard, new_initializer
 from onnxedge_passes.cleanup.worklist import Refused, node_opset
-from onnxedge_passes.fuse.attention.axes import Axis, Size, expanded, is_named, length, sizes
-from onnxedge_passes.fuse.attention.find import Found, Step
+from onnxedge_passes.fuse.attention.axes import Axis, expanded, length
+from onnxedge_passes.fuse.attention.causal import NOTHING, is_causal
+from onnxedge_passes.fuse.attention.find import Found
 from onnxedge_passes.fuse.attention.forms import Heads
+from onnxedge_passes.fuse.attention.shapes import Size, is_named, sizes
+from onnxedge_passes.fuse.attention.steps import Step
 
-_NOTHING = -1e9  #: scores that low have no weight next to any other
 _ABSORBING = -1e30  #: a score added to a number that low does not show
 _FAR = 16  #: nodes between a mask and what it is made of
 
@@ -35,15 +37,31 @@ class Mask:
     empties: bool = False
 
 
-def scale_of(found: Found) -> float | Refused:
+@dataclass(frozen=True)
+class Scaling:
+    """Hold the factor of all scores, and the number that they are kept below by a Tanh, 0 for none."""
+
+    factor: float
+    softcap: float = 0.0
+
+
+def scaling_of(found: Found) -> Scaling | Refused:
     """Return the factor of all scores; what is added before one is not handled."""
-    scale, added = found.query.scale * found.key.scale, False
+    scale, cap, added = found.query.scale * found.key.scale, 0.0, False
     for step in found.steps:
-        if step.kind == "scale" and added:
-            return Refused("attention not fused: the scores are scaled after the mask is added")
+        if added and not step.masks:
+            done = "scaled" if step.kind == "scale" else "capped"
+            return Refused(f"attention not fused: the scores are {done} after the mask is added")
+        if step.kind == "tanh" and cap:
+            return Refused("attention not fused: the scores are capped twice")
+        added = step.masks
+        cap = 1.0 if step.kind == "tanh" else cap * step.number if step.kind == "scale" else cap
         scale *= step.number if step.kind == "scale" else 1.0
-        added = added or step.kind != "scale"
-    return scale
+    if cap < 0:
+        return Refused("attention not fused: the scores are capped by a number below 0")
+    if not 0 < np.float32(scale) < np.inf:  # 0 stands for the default, the root of a number below 0 is none
+        return Refused("attention not fused: the scores are scaled by no number above 0")
+    return Scaling(scale, cap)
 
 
 def mask_of(found: Found, heads: Heads, context: Context, *, lowest_empties: bool) -> Mask | Refused:
@@ -55,13 +73,15 @@ def mask_of(found: Found, heads: Heads, context: Context, *, lowest_empties: boo
         context: keeps what was built for other blocks.
         lowest_empties: whether the kernel takes a row of the lowest float for one of -inf, that gives zeros.
     """
-    steps = [step for step in found.steps if step.kind != "scale"]
+    steps = [step for step in found.steps if step.masks]
     if not steps:
         return Mask()
     for step in steps:
         reason = _misfit(step, found, heads)
         if reason:
             return Refused(f"attention not fused: {reason}")
+    if is_causal(found):
+        return Mask(causal=True)
     whole = _constant(steps, _dtype(found))
     if whole is not None:
         return _known(found, heads, whole)
@@ -108,11 +128,8 @@ def _known(found: Found, heads: Heads, mask: Array) -> Mask | Refused:
     if rows is None or columns is None:
         return Refused("attention not fused: a constant mask where the lengths are not known")
     whole = np.broadcast_to(mask, (*mask.shape[:2], rows, columns))
-    shown = whole > _NOTHING
-    empties = not shown.any(axis=-1).all()
-    if rows == columns and (shown == np.tril(np.ones((rows, columns), bool))).all() and not whole[shown].any():
-        return Mask(causal=True)
-    if empties:
+    shown = whole > NOTHING
+    if not shown.any(axis=-1).all():
         return Refused("attention not fused: a constant mask hides all keys of a query")
     label = f"{found.product.name or 'attention'}_mask"
     return Mask(new_initializer(graph_of(found.product), np.ascontiguousarray(whole), label))
