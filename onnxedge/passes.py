@@ -148,6 +148,12 @@ class Context:
         finally:
             self.rule = outer
 
+    def add_notes(self, notes: Iterable[Note]) -> None:
+        """Take up notes that were said before and forgotten."""
+        new = [note for note in dict.fromkeys(notes) if note not in self._seen]
+        self.notes += new
+        self._seen.update(new)
+
     def forget_notes(self, count: int) -> None:
         """Keep the first ``count`` notes: what came after them was said of a model that is given up."""
         del self.notes[count:]

@@ -38,6 +38,8 @@ COPIES = 4
 RUN_NODES = 25_000
 #: Nor one of more inputs or outputs: each run takes a fraction of a second then, and loading one minutes.
 RUN_ENDS = 2_000
+#: Nor one of more initializers: to load it takes time that grows with their square, seconds at this many.
+RUN_WEIGHTS = 8_000
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,11 @@ def check_size(model: ir.Model, memory: int | None) -> None:
     rank = max((len(value.shape) for value in inputs if value.shape is not None), default=0)
     if rank > MAX_RANK:
         raise CannotRun(f"an input has {rank} dimensions; samples have up to {MAX_RANK}")
-    nodes = sum(len(graph) for graph in graphs_of(model))
+    graphs = list(graphs_of(model))
+    weights = sum(len(graph.initializers) for graph in graphs)
+    if weights > RUN_WEIGHTS:
+        raise CannotRun(f"it has {weights} initializers; ONNX Runtime takes long to load over {RUN_WEIGHTS}")
+    nodes = sum(len(graph) for graph in graphs)
     if nodes > RUN_NODES:
         raise CannotRun(f"it has {nodes} nodes; ONNX Runtime takes minutes to optimize over {RUN_NODES}")
 

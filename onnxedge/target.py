@@ -7,6 +7,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -237,7 +238,7 @@ def load_packaged_target(package: str, name: str) -> Target:
 
 
 def _build(cls: type, table: Mapping[str, Any], source: str) -> object:
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in hints:
@@ -247,6 +248,12 @@ def _build(cls: type, table: Mapping[str, Any], source: str) -> object:
     if missing:
         raise UserError(f"target {source}: {missing[0]!r} is missing")
     return cls(**values)
+
+
+@cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    """Return the types of a class's fields: a target has dozens of tables of one class."""
+    return get_type_hints(cls)
 
 
 def _is_required(option: dataclasses.Field[Any]) -> bool:

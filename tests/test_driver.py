@@ -303,6 +303,15 @@ def test_a_model_beyond_the_memory_is_checked_and_not_run(linear: onnx.ModelProt
     assert np.allclose(outputs(result.model), outputs(linear), atol=1e-6)
 
 
+def test_a_model_of_very_many_initializers_is_checked_and_not_run(
+    linear: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxedge.samples.RUN_WEIGHTS", len(linear.graph.initializer) - 1)
+    report = onnxedge.optimize(linear, "fold,fuse").report
+    assert f"it has {len(linear.graph.initializer)} initializers" in report.unmeasured[0]
+    assert report.fidelity is None
+
+
 def test_training_info_that_is_not_kept_is_said(linear: onnx.ModelProto, tmp_path: Path) -> None:
     linear.training_info.add().algorithm.name = "step"
     onnx.save(linear, tmp_path / "in.onnx")

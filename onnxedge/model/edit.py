@@ -117,11 +117,13 @@ def replace_uses(old: ir.Value, new: ir.Value) -> bool:
         producer = new.producer()
         if producer is None or new.is_graph_output() or producer.graph is not (p.graph if (p := old.producer()) else 0):
             return False
-        if sum(output is old for output in graph_of(producer).outputs) != 1:
+        outputs = graph_of(producer).outputs
+        at = [index for index, output in enumerate(outputs) if output is old]
+        if len(at) != 1:
             return False
         name = old.name
         move_uses(old, new)
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        outputs[at[0] : at[0] + 1] = [new]  # by an index onnx_ir 1.1 first asks what that is, which takes long
         old.name = f"{name}_replaced"
         new.name, new.type, new.shape = name, old.type, old.shape
         for key, item in old.metadata_props.items():

@@ -274,7 +274,11 @@ def _named_by(path: Path) -> list[Path]:
 
 def _with_weights(model: ir.Model, placed: Mapping[int, ir.TensorProtocol]) -> bytes:
     """Return the file of a model with other tensors in place of some, given by ``id``; all others are embedded."""
-    with standing_in(graphs_of(model), lambda _, tensor: placed.get(id(tensor), in_memory(tensor))):
+
+    def choose(_: ir.Value, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        return placed[id(tensor)] if id(tensor) in placed else in_memory(tensor)
+
+    with standing_in(graphs_of(model), choose):
         data: bytes = serialize(model).SerializeToString(deterministic=True)
     return data
 

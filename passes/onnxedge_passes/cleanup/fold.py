@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, fields
+from itertools import cycle, islice
 from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxedge.api import Context, Result
+from onnxedge.api import Context, Note, Pass, Result
 from onnxedge_passes.cleanup.cancel_pairs import CancelPairs
 from onnxedge_passes.cleanup.cancel_views import CancelViews
 from onnxedge_passes.cleanup.common_subexpressions import CommonSubexpressions
 from onnxedge_passes.cleanup.dead_code import DeadCode
 from onnxedge_passes.cleanup.decide_conditions import DecideConditions
 from onnxedge_passes.cleanup.eliminate_identity import EliminateIdentity
-from onnxedge_passes.cleanup.fold_constants import FoldConstants
+from onnxedge_passes.cleanup.fold_constants import FoldConstants, learned_types
 from onnxedge_passes.cleanup.freeze_initializers import FreezeInitializers, are_fixed, freeze
 from onnxedge_passes.cleanup.growth import Bounded
 from onnxedge_passes.cleanup.inline_if import InlineIf
@@ -69,8 +70,11 @@ class Fold(Bounded):
     name: ClassVar[str] = "fold"
 
     def run(self, model: ir.Model, context: Context) -> Result:
-        """Run the passes in turn until a round changes nothing."""
-        passes = (
+        """Run the passes in turn, and all rules after them, until each of them was quiet since the last change.
+
+        Types and shapes that are learned count as a change until the end of the round.
+        """
+        passes: tuple[Pass | None, ...] = (
             DeadCode(),
             FoldConstants(**{bound.name: getattr(self, bound.name) for bound in fields(Bounded)}),
             DecideConditions(),
@@ -79,19 +83,24 @@ class Fold(Bounded):
             InlineScan(),
             MergeIfs(),
             CommonSubexpressions(),
+            None,  # the rules
         )
         counts: Counter[str] = Counter()
         if are_fixed(model, context):
             counts[FreezeInitializers.name] = freeze(model)
-        said = len(context.notes)
-        for _ in range(_MAX_ROUNDS):
-            context.forget_notes(said)  # of the round before: what was left alone then may be gone now
+        said, notes, quiet = len(context.notes), dict[Pass | None, list[Note]](), 0
+        for step in islice(cycle(passes), _MAX_ROUNDS * len(passes)):
             before = counts.total()
-            for step in passes:
+            if step is None:
+                counts.update(apply_rules(model, RULES, context).figures)
+            else:
                 with context.speaking(step.name):
                     counts[step.name] += step.run(model, context).rewrites
-            counts.update(apply_rules(model, RULES, context).figures)
-            if counts.total() == before:
+            notes[step] = context.notes[said:]  # in the place of earlier ones: what was left alone then may be gone now
+            context.forget_notes(said)
+            quiet = quiet + 1 if counts.total() == before else 0
+            if quiet >= len(passes) and (step is None or not learned_types(model)):
                 break
+        context.add_notes(note for step in passes for note in notes[step])
         summary = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
         return Result(rewrites=counts.total(), summary=summary, figures=dict(counts))

@@ -40,6 +40,7 @@ from onnxedge_passes.cleanup.symbolic import Expr
 from onnxedge_passes.cleanup.worklist import Refused, input_at, node_opset, retire
 
 _BUDGET = "onnxedge.fold_budget"  #: key in the model's metadata of this process
+_LEARNED = "onnxedge.fold_learned"  #: the same
 _FLOOR_BYTES = 2 << 10  #: growth that is allowed to the smallest model
 _TEXT = frozenset({"RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"})
 #: Operators that give the same bits whether an operand is expanded or broadcast.
@@ -82,7 +83,13 @@ class FoldConstants(Bounded):
             rewrites += folding.run()
             budget = folding.growth.budget
         model.meta[_BUDGET] = budget
+        model.meta[_LEARNED] = any(knowledge.types.learned for knowledge in nests.values())
         return Result(rewrites=rewrites)
+
+
+def learned_types(model: ir.Model) -> bool:
+    """Tell whether the last run on a model, whatever it rewrote, wrote types or shapes that did not stand there."""
+    return bool(model.meta.get(_LEARNED))
 
 
 class _Knowledge:

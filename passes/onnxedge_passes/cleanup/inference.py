@@ -55,6 +55,7 @@ class Types:
         self._schemas: dict[str, onnx.defs.OpSchema | None] = {}
         self._imports = [onnx.helper.make_opsetid("", opset)]
         self._seen: dict[Hashable, list[Kind | None] | None] = {}
+        self.learned = False  #: whether anything was written into the graph that did not stand there
 
     def declare(self, value: ir.Value, *, with_shape: bool = True) -> None:
         """Believe what the graph says about a value, its type alone where the shape may vary (a loop's variable)."""
@@ -105,7 +106,7 @@ class Types:
         if merged != have:
             refined = self._types[value] = self._tensor(kind.elem_type, merged)
             if not value.is_graph_output():
-                _write(value, refined)
+                self.learned |= _write(value, refined)
 
     def infer(self, node: ir.Node) -> None:
         """Infer the types of a node's outputs and write them into the graph, but for the graph's own outputs."""
@@ -118,7 +119,7 @@ class Types:
             elif kind.tensor is not None:
                 self._types[value] = kind
                 if not value.is_graph_output():
-                    _write(value, kind)
+                    self.learned |= _write(value, kind)
             elif isinstance(value.type, ir.TensorType):  # onnx_ir's shape inference takes a sequence for its element
                 value.type, value.shape = ir.serde.deserialize_type_proto_for_type(kind.proto), None
 
@@ -208,15 +209,18 @@ def _is_hazard(node: ir.Node) -> bool:
     return node.op_type == "Einsum" and "..." in node.attributes.get_string("equation", "...")
 
 
-def _write(value: ir.Value, kind: Kind) -> None:
-    """Say in the graph what a value is, where it does not stand there yet."""
+def _write(value: ir.Value, kind: Kind) -> bool:
+    """Say in the graph what a value is, where it does not stand there yet; tell whether it did not."""
     assert kind.tensor is not None
-    if type(value.type) is not ir.TensorType or value.type.dtype != kind.tensor.elem_type:
+    new = type(value.type) is not ir.TensorType or value.type.dtype != kind.tensor.elem_type
+    if new:
         value.type = ir.TensorType(ir.DataType(kind.tensor.elem_type))
     if kind.dims is None:
-        return
+        return new
     have = [d if isinstance(d, int) else d.value for d in value.shape] if value.shape is not None else None
     known = have if have is not None and len(have) == len(kind.dims) else kind.dims
     dims = [old if mine is None and isinstance(old, int) else mine for mine, old in zip(kind.dims, known, strict=True)]
-    if dims != have:
-        value.shape = ir.Shape(dims)
+    if dims == have:
+        return new
+    value.shape = ir.Shape(dims)
+    return True

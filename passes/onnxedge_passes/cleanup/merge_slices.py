@@ -66,6 +66,8 @@ def cuts(node: ir.Node) -> list[Cut] | None:
         return None
     if any(part is None and input_at(node, index) is not None for index, part in enumerate(parts, 1)):
         return None
+    if any(part is not None and part.shape != (starts.size,) for part in parts):
+        return None  # no Slice at all: the runtime refuses it
     axes = parts[2].tolist() if parts[2] is not None else range(starts.size)
     steps = parts[3].tolist() if parts[3] is not None else [1] * starts.size
     given = zip(starts.tolist(), ends.tolist(), axes, steps, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from onnxedge.api import (
     sole_consumer,
     static_shape,
 )
-from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, node_opset, retire
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, node_opset, retire
 
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
@@ -34,7 +35,7 @@ class MergeViews(Rule):
     A Transpose between Reshapes that only add or remove dimensions of size 1 changes places with the first one, so
     that both can meet their like.
     Left alone: a shape with zeros that copy dimensions that are not known; inner values that others than views read;
-    shapes computed at run time.
+    shapes computed at run time; a Squeeze of an axis that is not known to be 1, which the merged view would not check.
     accuracy: exact. Source: own.
     """
 
@@ -95,6 +96,8 @@ def _merge_axes(node: ir.Node, before: ir.Node) -> Outcome:
         return _replace(node, node.op_type, [before.inputs[0], operand])
     if before.op_type != node.op_type and sorted(first) == sorted(second):
         source = before.inputs[0]
+        if _may_raise(before):
+            return _REFUSED
         if not replace_uses(node.outputs[0], source):
             return None
         retire(node)
@@ -102,12 +105,45 @@ def _merge_axes(node: ir.Node, before: ir.Node) -> Outcome:
     return None
 
 
+_REFUSED = Refused("views not merged: an axis that Squeeze removes is not known to be 1, which nobody would check")
+
+
+def _may_raise(node: ir.Node) -> bool:
+    """Tell whether a node is a Squeeze that may find an axis not to be 1."""
+    source, given = node.inputs[0], constant(input_at(node, 1))
+    if node.op_type != "Squeeze" or source is None:
+        return False
+    axes = node.attributes.get_ints("axes", None) if given is None else [int(axis) for axis in given.ravel()]
+    if axes is None and len(node.inputs) < 2:
+        return False  # it removes what is 1
+    dims = list(source.shape) if source.shape is not None and not source.is_graph_output() else []
+    return axes is None or not all(-len(dims) <= axis < len(dims) and dims[axis] == 1 for axis in axes)
+
+
 def _merge_reshapes(node: ir.Node, before: ir.Node) -> Outcome:
     target = _target(node)
     if target is None:
         return None
+    if _may_raise(before) or _may_raise(node):
+        return _REFUSED
+    target = _counted(target, before)
+    if target is None:
+        return None
     shape = new_initializer(graph_of(node), np.array(target, np.int64), f"{node.outputs[0].name}_shape")
     return _replace(node, "Reshape", [before.inputs[0], shape])
+
+
+def _counted(target: list[int], before: ir.Node) -> list[int] | None:
+    """Return a shape for as many elements as a Reshape to a fixed shape takes, to raise an error where that does.
+
+    None where that is another number.
+    """
+    shape = constant(input_at(before, 1)) if before.op_type == "Reshape" else None
+    if shape is None or (shape <= 0).any():
+        return target
+    count, fixed = int(shape.prod()), math.prod(d for d in target if d != -1)
+    full = [count // fixed if d == -1 else d for d in target]
+    return full if math.prod(full) == count else None
 
 
 def _target(node: ir.Node) -> list[int] | None:

@@ -31,31 +31,37 @@ class FuseBiasGelu(Rule):
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Find the GELU behind an Add."""
         readers = [use.node for use in node.outputs[0].uses()]
-        kernel = _kernel(readers[0]) if len(readers) == 1 else ""
-        if not kernel or not context.target.has_kernel("BiasGelu", "com.microsoft"):
+        kernel = next((kernel for reader in readers if (kernel := _kernel(reader))), "")
+        if not kernel:
             return None
+        operands = _operands(node)
+        target = context.target
+        if not (target.has_kernel("BiasGelu", "com.microsoft") and target.has_kernel(kernel, "com.microsoft")):
+            return Refused(f"BiasGelu not fused: target {target.name} lists no kernel for it") if operands else None
+        if operands is None:
+            alone = len(readers) == 1
+            return Refused(f"{kernel} not fused: no constant vector for the last axis is added") if alone else None
         gelu = sole_consumer(node.outputs[0])
-        if gelu is None or gelu.graph is not node.graph or not context.target.has_kernel(kernel, "com.microsoft"):
-            return Refused(f"{kernel} not fused: the sum is exported")
+        if gelu is None or gelu.graph is not node.graph:
+            return Refused(f"{kernel} not fused: the sum has other readers or is exported")
         if is_exported_twice(gelu.outputs[0]):
             return Refused(f"{kernel} not fused: its output is exported twice")
-        for side in (0, 1):
-            source, bias = node.inputs[side], constant(node.inputs[1 - side])
-            shape = source.shape if source is not None else None
-            if bias is None or shape is None or not len(shape) or bias.shape != (shape[-1],):
-                continue
-            fused = insert_before(
-                gelu,
-                kernel,
-                [source, node.inputs[1 - side]],
-                domain="com.microsoft",
-                name=gelu.name,
-                like=gelu.outputs,
-            )
-            replace_uses(gelu.outputs[0], fused.outputs[0])
-            retire(gelu)
-            return fused.outputs[0]
-        return None
+        fused = insert_before(gelu, kernel, operands, domain="com.microsoft", name=gelu.name, like=gelu.outputs)
+        replace_uses(gelu.outputs[0], fused.outputs[0])
+        retire(gelu)
+        return fused.outputs[0]
+
+
+def _operands(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+    """Return the two inputs of an Add, the one that is a constant vector as long as the last axis last."""
+    for source, other in (node.inputs, node.inputs[::-1]):
+        bias = constant(other)
+        shape = source.shape if source is not None else None
+        if source is None or other is None or bias is None or shape is None or not len(shape):
+            continue
+        if bias.shape == (shape[-1],):
+            return source, other
+    return None
 
 
 def _kernel(gelu: ir.Node) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,9 +22,10 @@ from onnxedge.api import (
     replace_uses,
     sole_consumer,
 )
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, retire
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, output_used, retire
 
 _KERNEL = "EmbedLayerNormalization"
+_DEEPEST = 4  #: sums inside each other that are taken apart
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,20 @@ class Lookup:
 
     table: ir.Value
     rows: ir.Value
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Hold what is added up before a normalization: lookups, words first, constants, and how much else."""
+
+    lookups: list[Lookup]
+    fixed: list[Array]
+    others: int
+
+    @property
+    def ids(self) -> Lookup | None:
+        """Return the first lookup of what the graph is given: only with one are these embeddings of a model's input."""
+        return next((lookup for lookup in self.lookups if lookup.rows.is_graph_input()), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,35 +66,65 @@ class FuseEmbedLayerNorm(Rule):
 
     name: ClassVar[str] = "fuse-embed-layer-norm"
     accuracy: ClassVar[Accuracy] = "rounding"
-    roots: ClassVar[tuple[str, ...]] = ("LayerNormalization",)
+    roots: ClassVar[tuple[str, ...]] = ("LayerNormalization", "Gather")
 
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Take the sum before the normalization apart."""
+        if node.op_type == "Gather":
+            return _taken_otherwise(node)
         total = node.inputs[0]
-        if total is None or not context.target.has_kernel(_KERNEL, "com.microsoft"):
+        embeddings = _embeddings(_parts(total, None)) if total is not None else None
+        if total is None or embeddings is None:
             return None
-        parts = list(_parts(total, node))
-        lookups = _ordered([lookup for part in parts if (lookup := _lookup(part)) is not None])
-        fixed = [array for part in parts if (array := constant(part)) is not None]
-        if not lookups or len(parts) < 2:
-            return None
-        if len(lookups) + len(fixed) < len(parts):
-            return Refused(f"{_KERNEL} not fused: something else is added to the embeddings")
-        reason = _misfit(node, total, lookups, fixed)
-        if reason:
-            return Refused(f"{_KERNEL} not fused: {reason}")
-        return _fuse(node, total, lookups, fixed)
+        reason = _misfit(node, embeddings, is_shared=sole_consumer(total) is not node)
+        if not context.target.has_kernel(_KERNEL, "com.microsoft"):
+            whole = len(embeddings.lookups) + len(embeddings.fixed) > 1 and not embeddings.others
+            reason = f"target {context.target.name} lists no kernel for it" if whole else ""
+        elif not reason:
+            return _fuse(node, total, embeddings.lookups, embeddings.fixed)
+        return Refused(f"{_KERNEL} not fused: {reason}") if reason and embeddings.ids is not None else None
 
 
-def _parts(value: ir.Value, reader: ir.Node) -> Iterator[ir.Value]:
-    """Yield what is added up to a value, inner sums taken apart."""
+def _taken_otherwise(node: ir.Node) -> Refused | None:
+    """Say why ids are looked up by themselves where sum and normalization became ``SkipLayerNormalization``."""
+    reader, skip = sole_consumer(node.outputs[0]), "SkipLayerNormalization"
+    for _ in range(_DEEPEST):
+        if reader is not None and reader.op_type == "Add" and is_standard(reader):
+            reader = sole_consumer(reader.outputs[0])
+    if reader is None or reader.op_type != skip or reader.domain != "com.microsoft" or reader.graph is not node.graph:
+        return None
+    added = [value for index in (0, 1, 4) if (value := input_at(reader, index)) is not None]
+    embeddings = _embeddings(part for value in added for part in _parts(value, reader))
+    if embeddings is None or embeddings.ids is None or embeddings.ids.table is not node.inputs[0]:
+        return None
+    is_shared = len(reader.outputs) > 3 and output_used(reader.outputs[3])
+    reason = _misfit(reader, embeddings, is_shared=is_shared, gamma=2)
+    return Refused(f"{_KERNEL} not fused: {reason}") if reason else None
+
+
+def _parts(value: ir.Value, reader: ir.Node | None, depth: int = 0) -> Iterator[ir.Value]:
+    """Yield what is added up to a value, inner sums that nobody else reads taken apart."""
     node = value.producer()
-    if node is None or node.op_type != "Add" or not is_standard(node) or sole_consumer(value) is not reader:
+    shared = reader is not None and sole_consumer(value) is not reader
+    if shared or node is None or node.op_type != "Add" or not is_standard(node) or depth >= _DEEPEST:
         yield value
         return
     for source in node.inputs:
         if source is not None:
-            yield from _parts(source, node)
+            yield from _parts(source, node, depth + 1)
+
+
+def _embeddings(parts: Iterable[ir.Value]) -> Embeddings | None:
+    """Sort what is added up, None where there is no lookup."""
+    lookups: list[Lookup] = []
+    fixed: list[Array] = []
+    others = 0
+    for part in parts:
+        lookup, array = _lookup(part), constant(part)
+        lookups += [lookup] if lookup is not None else []
+        fixed += [array] if array is not None else []
+        others += lookup is None and array is None
+    return Embeddings(_ordered(lookups), fixed, others) if lookups else None
 
 
 def _lookup(value: ir.Value) -> Lookup | None:
@@ -102,9 +147,14 @@ def _ordered(lookups: list[Lookup]) -> list[Lookup]:
     return [others[0], *single, *others[1:]]
 
 
-def _misfit(node: ir.Node, total: ir.Value, lookups: list[Lookup], fixed: list[Array]) -> str:
-    """Say why the kernel cannot take the parts, empty where it can."""
-    first = lookups[0].rows
+def _misfit(node: ir.Node, embeddings: Embeddings, *, is_shared: bool, gamma: int = 1) -> str:
+    """Say why the kernel cannot take what a normalization with gamma at an index sums up, empty where it can."""
+    lookups, fixed = embeddings.lookups, embeddings.fixed
+    first, total = lookups[0].rows, lookups[0].table
+    if embeddings.others:
+        return "something else is added to the embeddings"
+    if is_shared:
+        return "the sum has other readers or is exported"
     if not 2 <= len(lookups) + bool(fixed) <= 3 or len(lookups) > 3:
         return "it adds up two or three embeddings"
     last = node.attributes.get_int("axis", -1) in (-1, 2)
@@ -113,7 +163,7 @@ def _misfit(node: ir.Node, total: ir.Value, lookups: list[Lookup], fixed: list[A
     if any(lookup.rows.shape is None or len(lookup.rows.shape) != 2 for lookup in lookups) or first.shape is None:
         return "ids of another rank than 2"
     width = lookups[0].table.shape[1] if lookups[0].table.shape is not None else None
-    for index in (1, 2):
+    for index in (gamma, gamma + 1):
         array = constant(input_at(node, index))
         if array is None or array.shape != (width,):
             return "gamma and beta are no constant vectors"

@@ -20,7 +20,7 @@ from onnxedge.api import (
     replace_uses,
     sole_consumer,
 )
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, node_opset, retire
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, is_exported_twice, node_opset, retire
 from onnxedge_passes.fuse.affine import along
 
 _NAME = "group normalization not fused"
@@ -47,7 +47,7 @@ class FuseGroupNorm(Rule):
     What stands between the Reshapes may be raw operators first: ``fuse-instance-norm`` turns them into the operator.
     Left alone: opsets before 21, whose operator has one gamma for a whole group; ONNX Runtime on the CPU, which has no
     kernel and takes 323 us for the function body and 196 us for the nodes ([1, 64, 64, 64], 32 groups); inner values
-    with other readers; channels that are not known.
+    with other readers; an output that is exported twice; channels that are not known.
     accuracy: rounding. Source: Wu and He 2018, arXiv:1803.08494; ONNX GroupNormalization, opset 21.
     """
 
@@ -64,6 +64,8 @@ class FuseGroupNorm(Rule):
             return Refused(f"{_NAME}: the operator with one gamma a channel comes with opset 21")
         if context.target.runtime.startswith("onnxruntime"):
             return Refused(f"{_NAME}: the runtime is faster with the nodes")
+        if is_exported_twice(found.last.outputs[0]):
+            return Refused(f"{_NAME}: its output is exported twice")
         graph, label = graph_of(node), node.name or "group_norm"
         dtype = (found.source.dtype or ir.DataType.FLOAT).numpy()
         parameters = [

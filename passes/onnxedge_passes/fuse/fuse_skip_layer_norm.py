@@ -50,11 +50,11 @@ class FuseSkipLayerNorm(Rule):
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Find the Add before the normalization."""
         kernel = _KERNELS[node.op_type]
-        if not context.target.has_kernel(kernel, "com.microsoft"):
-            return None
         added = residual_sum(node.inputs[0], node)
         if added is None:
             return None
+        if not context.target.has_kernel(kernel, "com.microsoft"):
+            return Refused(f"{kernel} not fused: target {context.target.name} lists no kernel for it")
         reason = misfit(added, [value for value in node.inputs[1:] if value is not None])
         if any(output_used(output) for output in node.outputs[1:]):
             reason = "mean or deviation are read, too"

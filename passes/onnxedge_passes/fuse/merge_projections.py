@@ -21,8 +21,11 @@ from onnxedge.api import (
     new_initializer,
     replace_uses,
     sole_consumer,
+    use_count,
 )
-from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, is_exported_twice, node_opset, retire
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, is_exported_twice, node_opset, retire
+
+_MANY_READERS = 64  #: of a value with more of them the products are not searched for what keeps them apart
 
 
 @dataclass(frozen=True)
@@ -63,19 +66,22 @@ class MergeProjections(Rule):
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Find the other products of the same value."""
         source = node.inputs[0]
-        if not context.target.merged_projections or source is None or node_opset(node) < 7:
+        if source is None or use_count(source) < 2 or node_opset(node) < 7:
             return None
-        mine = projection(node)
-        if mine is None:
+        target, mine = context.target, projection(node)
+        if use_count(source) > _MANY_READERS and (mine is None or not target.merged_projections):
             return None
-        same: list[Projection] = []
+        found: list[Projection] = []
         for user in dict.fromkeys(use.node for use in source.uses()):
-            if user.op_type != node.op_type or user.graph is not node.graph or user.inputs[0] is not source:
-                continue
-            other = projection(user)
-            if other is not None and _fits(mine, other):
-                same.append(other)
-        return _merge(source, same) if len(same) > 1 else None
+            if user.op_type == node.op_type and user.graph is node.graph and user.inputs[0] is source:
+                other = mine if user is node else projection(user)
+                found += [other] if other is not None else []
+        same = [other for other in found if mine is not None and _fits(mine, other)]
+        if target.merged_projections:
+            return _merge(source, same) if len(same) > 1 else _misfit(node, mine, found)
+        if len(same) < 2 or same[0] is not mine:
+            return None
+        return Refused(f"products not merged: target {target.name} does not gain by it")
 
 
 def projection(node: ir.Node) -> Projection | None:
@@ -116,6 +122,20 @@ def _fits(mine: Projection, other: Projection) -> bool:
         and mine.weight.dtype == other.weight.dtype
         and mine.weight.shape[0] == other.weight.shape[0]
     )
+
+
+def _misfit(node: ir.Node, mine: Projection | None, found: list[Projection]) -> Refused | None:
+    """Say what keeps a product from being merged with those of the same value, None where there are no others."""
+    weight = input_at(node, 1)
+    if len(found) <= (mine is not None) or weight is None or weight.shape is None or len(weight.shape) != 2:
+        return None
+    if mine is not None:
+        return Refused("products not merged: some have a bias and some none")
+    if constant_tensor(weight) is None:
+        return Refused("products not merged: a weight is computed at run time")
+    if len(weight.uses()) > 1:
+        return Refused("products not merged: a weight has other readers")
+    return Refused("products not merged: one is scaled, transposed, exported twice or has another bias than a vector")
 
 
 def _merge(source: ir.Value, projections: list[Projection]) -> ir.Value:

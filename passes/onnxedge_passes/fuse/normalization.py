@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -42,6 +42,7 @@ class Normalization:
         epsilon: added to the variance or mean square.
         gamma, beta: float64, one number for each index of the axes that parameters vary along.
         sample: shape of samples that the nodes take.
+        is_known: whether all dimensions that parameters vary along are known; else the parameters stand for nothing.
     """
 
     expression: Expression
@@ -51,6 +52,7 @@ class Normalization:
     gamma: Array
     beta: Array
     sample: tuple[int, ...]
+    is_known: bool = True
 
     @property
     def is_over_last(self) -> bool:
@@ -66,13 +68,16 @@ def is_root_of_variance(node: ir.Node) -> bool:
     return exponent is not None and exponent.size == 1 and abs(float(exponent.item())) == 0.5
 
 
-def normalizations(anchor: ir.Node, *, centred: bool, per_channel: bool = False) -> Iterator[Normalization]:
+def normalizations(
+    anchor: ir.Node, *, centred: bool, per_channel: bool = False, unknown: bool = False
+) -> Iterator[Normalization]:
     """Yield the normalizations around the root of a variance, the longest spelling first.
 
     Args:
         anchor: a node that :func:`is_root_of_variance`.
         centred: with the mean subtracted; else by the root of the mean square alone.
         per_channel: parameters along axis 1 and statistics over all axes behind it; else both over the same axes.
+        unknown: also those over dimensions of unknown size, which are not known and can only be spoken of.
     """
     for expression in expressions_around(anchor, _OPERATORS, _LIMIT):
         shape = expression.source.shape
@@ -84,7 +89,10 @@ def normalizations(anchor: ir.Node, *, centred: bool, per_channel: bool = False)
         for axes in _statistics_axes(expression, len(dims)):
             if per_channel and (len(dims) < 3 or axes != tuple(range(2, len(dims)))):
                 continue
-            found = _fitted(expression, dims, axes, (1,) if per_channel else axes, centred)
+            varying = (1,) if per_channel else axes
+            if not unknown and any(dims[axis] is None for axis in varying):
+                continue
+            found = _fitted(expression, dims, axes, varying, centred)
             if found is not None:
                 yield found
                 break
@@ -110,16 +118,15 @@ def _fitted(
     centred: bool,
 ) -> Normalization | None:
     """Fit parameters on small samples, or on samples of the value's own shape where the nodes insist on it."""
-    if any(dims[axis] is None for axis in parameter_axes):
-        return None
-    needed = {axis: dims[axis] or 0 for axis in parameter_axes}
+    is_known = all(dims[axis] is not None for axis in parameter_axes)
+    needed = {axis: dims[axis] or 0 for axis in parameter_axes} if is_known else {}
     full = [needed.get(axis) or (_UNKNOWN if d is None else d) for axis, d in enumerate(dims)]
     small = [needed.get(axis) or min(d, _UNKNOWN) for axis, d in enumerate(full)]
     for shape in (small, full) if small != full else (full,):
         if 2 <= math.prod(shape[axis] for axis in axes) <= _LARGEST and math.prod(shape) <= 4 * _LARGEST:
             found = _fitted_on(expression, shape, axes, parameter_axes, centred)
             if found is not None:
-                return found
+                return found if is_known else replace(found, is_known=False)
     return None
 
 

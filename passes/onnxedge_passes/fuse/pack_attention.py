@@ -69,13 +69,14 @@ class PackAttention(Rule):
 
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Find the attention that a product is the query of, and its other two operands."""
-        if not context.target.has_kernel(_PACKED, "com.microsoft"):
-            return None
         attention = _fed_by(node)
         if attention is None or attention.graph is not node.graph:
             return None
         parts = [part for value in attention.inputs[:3] if (part := _part(value)) is not None]
         reason = _misfit(attention, parts)
+        if not context.target.has_kernel(_PACKED, "com.microsoft"):
+            listed = f"packed attention not made: target {context.target.name} lists no kernel for it"
+            return Refused(listed) if not reason else None
         return Refused(f"packed attention not made: {reason}") if reason else _pack(attention, parts)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +19,7 @@ from onnxedge.api import (
     new_initializer,
 )
 from onnxedge_passes.cleanup.worklist import input_at, node_opset
-from onnxedge_passes.fuse.attention.shapes import sizes
+from onnxedge_passes.fuse.attention.shapes import Size, sizes
 from onnxedge_passes.fuse.rotary_pairs import Rotation
 
 _FAR = 16  #: nodes between a table and what shows that each of its numbers stands in it twice
@@ -69,26 +69,30 @@ class Tables:
             data = node.inputs[0]
             rank = len(data.shape) if data is not None and data.shape is not None else 0
             return rank > 1 and node.attributes.get_int("axis", 0) % rank < rank - 1 and self.repeats(data, left - 1)
-        if node.op_type == "Concat" and value.shape is not None and not self.interleaved:
-            last = node.attributes.get_int("axis", 0) in (-1, len(value.shape) - 1)
-            return last and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]
-        return False
+        return self._twice(value) is not None
 
     def _is_one(self, value: ir.Value | None) -> bool:
         return value is not None and value.shape is not None and (not len(value.shape) or value.shape[-1] == 1)
 
+    def _twice(self, value: ir.Value) -> ir.Value | None:
+        """Return what stands in a value twice, side by side, None where that is not seen at once."""
+        node = value.producer()
+        if node is None or node.op_type != "Concat" or not is_standard(node) or value.shape is None or self.interleaved:
+            return None
+        last = node.attributes.get_int("axis", 0) in (-1, len(value.shape) - 1)
+        return node.inputs[0] if last and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1] else None
+
     def table(self, value: ir.Value) -> ir.Value:
         """Return ``[T, D/2]``, or ``[B * T, D/2]`` where each sample has positions of its own."""
-        return self._once("table", value, lambda: self._reshape(self._halved(value), [-1, self._half(value)]))
+        return self._written(value, (-1, self._half(value)), whole=self.whole)
 
     def batched_table(self, value: ir.Value) -> ir.Value:
         """Return ``[B, T, D/2]``."""
         half = self._half(value)
         if self.batched:
             first = value.shape[0] if value.shape is not None else None
-            sides = [first, -1, half] if isinstance(first, int) else [0, -1, half]
-            return self._once("batched", value, lambda: self._reshape(self._halved(value), sides))
-        single = self._once("single", value, lambda: self._reshape(self._halved(value), [1, -1, half]))
+            return self._written(value, (first if isinstance(first, int) else 0, -1, half), whole=self.whole)
+        single = self._written(value, (1, -1, half), whole=self.whole)
         dims = self.x.shape
         if dims is not None and dims[0] == 1:
             return single
@@ -98,10 +102,59 @@ class Tables:
                 f"expanded {size}", value, lambda: self._put("Expand", [single, self._ints([size, 1, 1])], like=value)
             )
         self.after, self.before = None, self.node
-        shape = self._put("Shape", [self.x], integer=True)
-        batch = self._put("Gather", [shape, self._ints([0])], integer=True)
+        batch = self._put("Shape", [self.x], integer=True, start=0, end=1)
         target = self._put("Concat", [batch, self._ints([1, 1])], integer=True, axis=0)
         return self._put("Expand", [single, target], like=value)
+
+    def _written(self, value: ir.Value, shape: tuple[int, ...], *, whole: bool) -> ir.Value:
+        """Return one number for each pair, in a shape.
+
+        As the graph makes the table, but of one number for each pair and in that shape from the start, so that neither
+        what writes each number twice nor views between are needed.
+
+        Args:
+            value: the table, or what it is made of.
+            shape: ``[T, D/2]`` or ``[B, T, D/2]``; -1 for T, 0 for a B that the first axis of ``value`` has.
+            whole: whether ``value`` has one number for each pair.
+        """
+        node, twice = value.producer(), None if whole else self._twice(value)
+        if twice is not None:
+            return self._written(twice, shape, whole=True)
+        if (whole and self._has(value, shape)) or node is None or node.graph is not self.node.graph:
+            return self._shown(value, shape, whole=whole)
+        source = node.inputs[0] if node.inputs and is_standard(node) else None
+        if source is None or constant(value) is not None:
+            return self._shown(value, shape, whole=whole)
+        if node.op_type == "Identity" or (_is_view(node) and (whole or _keeps_last(node))):
+            if shape[0] == 0 and (_first(value) is None or _first(source) != _first(value)):
+                return self._shown(value, shape, whole=whole)
+            return self._written(source, shape, whole=whole)
+        inputs = [v for v in node.inputs if v is not None and not _is_number(v)]
+        if node.op_type not in (*_POINTWISE, "Mul", "Div", "Add") or len(inputs) != 1:
+            return self._shown(value, shape, whole=whole)
+        inner = self._written(inputs[0], shape, whole=whole)
+        op_type, attributes = node.op_type, cast(dict[str, Any], dict(node.attributes))
+        operands = [inner if v is inputs[0] else v for v in node.inputs if v is not None]
+
+        def write() -> ir.Value:
+            made = self._put(op_type, operands, like=value, **attributes)
+            made.shape = inner.shape
+            return made
+
+        return self._once(f"made {shape}", value, write, whole)
+
+    def _has(self, value: ir.Value, shape: tuple[int, ...]) -> bool:
+        """Tell whether a value, of as many elements, has a shape."""
+        dims = sizes(value)
+        fits = dims is not None and len(dims) == len(shape) and dims[-1] == shape[-1]
+        return fits and (len(shape) == 2 or shape[0] in (0, _first(value)))
+
+    def _shown(self, value: ir.Value, shape: tuple[int, ...], *, whole: bool) -> ir.Value:
+        def write() -> ir.Value:
+            part = value if whole else self._halved(value, shape[-1])
+            return part if whole and self._has(part, shape) else self._reshape(part, shape)
+
+        return self._once(f"shown {shape}", value, write, whole)
 
     def positions(self, value: ir.Value) -> ir.Value:
         """Return the row of the table for each token, or the row of the first one."""
@@ -123,8 +176,8 @@ class Tables:
         row = self._put("Range", [self._int(0), count, self._int(1)], integer=True)
         return self._put("Reshape", [row, sides], integer=True)
 
-    def _once(self, kind: str, value: ir.Value, write: Any) -> ir.Value:
-        key = (kind, value, id(self.graph), self.interleaved, self.whole)
+    def _once(self, kind: str, value: ir.Value, write: Callable[[], ir.Value], whole: bool = False) -> ir.Value:
+        key = (kind, value, id(self.graph), self.interleaved, whole)
         old = self.made.get(key)
         if old is not None and old.uses():
             return old
@@ -141,12 +194,9 @@ class Tables:
         assert isinstance(size, int)
         return size if self.whole else size // 2
 
-    def _halved(self, value: ir.Value) -> ir.Value:
-        """Return one number for each pair."""
-        if self.whole:
-            return value
+    def _halved(self, value: ir.Value, half: int) -> ir.Value:
+        """Return one number for each pair of a table that has two."""
         array = constant(value)
-        half = self._half(value)
         if array is not None:
             return new_initializer(self.graph, array[..., ::2] if self.interleaved else array[..., :half], "rotary")
         if node_opset(self.node) < 10 and not self.interleaved:
@@ -155,12 +205,14 @@ class Tables:
         bounds = [self._ints([number]) for number in (0, half * step, -1, step)]
         return self._put("Slice", [value, *bounds], like=value)
 
-    def _reshape(self, value: ir.Value, shape: list[int]) -> ir.Value:
+    def _reshape(self, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
         array = constant(value)
         if array is not None:
             drop_if_unused(value)
             return new_initializer(self.graph, array.reshape(shape), "rotary")
-        return self._put("Reshape", [value, self._ints(shape)], like=value)
+        made = self._put("Reshape", [value, self._ints(list(shape))], like=value)
+        made.shape = ir.Shape([size if size > 0 else None for size in shape])
+        return made
 
     def _put(
         self,
@@ -185,6 +237,28 @@ class Tables:
 
     def _int(self, number: int) -> ir.Value:
         return new_initializer(self.graph, np.array(number, np.int64), "rotary_number")
+
+
+def _first(value: ir.Value) -> Size | None:
+    dims = sizes(value)
+    return dims[0] if dims else None
+
+
+def _is_number(value: ir.Value) -> bool:
+    """Tell whether a value is one number that does not change the rank of what it is combined with."""
+    array = constant(value)
+    return array is not None and array.size == 1 and array.ndim <= 2
+
+
+def _is_view(node: ir.Node) -> bool:
+    """Tell whether a node only adds axes, or removes axes that are known to be 1."""
+    if node.op_type == "Unsqueeze":
+        return True
+    dims = sizes(node.inputs[0]) if node.op_type == "Squeeze" and node.inputs[0] is not None else None
+    axes = constant(input_at(node, 1)) if len(node.inputs) > 1 else node.attributes.get_ints("axes", None)
+    if dims is None or axes is None:
+        return False
+    return all(-len(dims) <= int(axis) < len(dims) and dims[int(axis)] == 1 for axis in np.ravel(axes))
 
 
 def _keeps_last(node: ir.Node) -> bool:

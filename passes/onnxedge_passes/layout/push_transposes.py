@@ -38,6 +38,7 @@ _OBSTACLES: Mapping[str, str] = {
     "reduction": "its axes are computed at run time",
     "softmax": "it goes over several axes, which the Transpose moves apart",
 }  #: by kind of operator
+_UNKNOWN = "what it does with its axes is not known"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class PushTransposes(Pass):
         rewrites = sum(_push(graph) for graph in graphs)
         for transpose in (node for graph in graphs for node in graph if _moves_data(node)):
             for neighbour, before, after in _starts(transpose):
-                reason = _OBSTACLES.get(operator(neighbour).kind) if is_standard(neighbour) else None
+                reason = _OBSTACLES.get(operator(neighbour).kind) if is_standard(neighbour) else _UNKNOWN
                 if reason is not None and turned(neighbour, before, after) is None:
                     context.note(neighbour, f"Transpose not moved past it: {reason}")
         return Result(rewrites=rewrites)

@@ -44,6 +44,27 @@ def test_a_clean_graph_stays(check) -> None:
     check(Fold(), "g (float[N, 2] x) => (float[N, 2] y) <float[2] b = {1, 2}> { y = Add(x, b) }")
 
 
+def test_reasons_are_those_of_the_graph_that_comes_out(check) -> None:
+    """Each once, though some steps ran again after the last change and others did not."""
+    reasons = check(
+        Fold(),
+        "g (float[2] x, bool c) => (float[2] y) <int64[2] a = {1, 2}, int64[2] z = {0, 1}>"
+        " { i = Identity(x) k = Constant<value_floats=[1.0, 2.0]>() d = Div(a, z) f = Cast<to=1>(d)"
+        " b = If(c) <then_branch = t () => (float[2] u) { u = Add(i, k) },"
+        " else_branch = e () => (float[2] v) { v = Mul(i, k) }> y = Add(b, f) }",
+        "g (float[2] x, bool c) => (float[2] y)"
+        " <int64[2] a = {1, 2}, int64[2] z = {0, 1}, float[2] k = {1.0, 2.0}>"
+        " { d = Div(a, z) f = Cast<to=1>(d)"
+        " b = If(c) <then_branch = t () => (float[2] u) { u = Add(x, k) },"
+        " else_branch = e () => (float[2] v) { v = Mul(x, k) }> y = Add(b, f) }",
+        runs=False,
+    )
+    assert reasons == [
+        "not folded: integer division by 0, or of the least integer by -1",
+        "not inlined: its condition is computed when the model runs",
+    ]
+
+
 def test_inside_a_local_function() -> None:
     before, model = (ir.serde.deserialize_model(onnx.parser.parse_model(FUNCTION)) for _ in range(2))
     context = Context(load_packaged_target("onnxedge.targets", "generic"), None, original=before)  # type: ignore[arg-type]

@@ -84,5 +84,5 @@ def test_stays_and_is_said(check, reason: str, text: str) -> None:
 
 
 def test_batchnorm_before_padding_is_said(check) -> None:
-    text = f"{IMAGE} {CONV} {{ a = BatchNormalization(x, b, b, one, var) y = Conv<auto_pad=\"SAME_UPPER\">(a, w) }}"
+    text = f'{IMAGE} {CONV} {{ a = BatchNormalization(x, b, b, one, var) y = Conv<auto_pad="SAME_UPPER">(a, w) }}'
     assert check(FoldAffineBefore(), text) == ["BatchNormalization not folded: the padding behind it must stay zero"]

@@ -66,6 +66,7 @@ def test_constant_positions(check) -> None:
         ("a = Gather(w, i) x = Cast<to=1>(i) u = Unsqueeze(x, last) z = Add(a, u)", "something else is added"),
         (f"{LOOK} f = Gather(w, t) e = Add(a, c) h = Add(d, f) z = Add(e, h)", "it adds up two or three embeddings"),
         ("a = Gather(w, i) r = Relu(q) c = Gather(r, p) z = Add(c, a)", "something else is added"),
+        ("z = Gather(w, i)", "it adds up two or three embeddings"),
     ],
 )
 def test_stays_with_a_reason(check, body: str, reason: str) -> None:
@@ -76,4 +77,31 @@ def test_stays_with_a_reason(check, body: str, reason: str) -> None:
 
 def test_other_targets(check) -> None:
     body = f"a = Gather(w, i) c = Gather(q, p) z = Add(a, c) {NORM}"
-    assert check(FuseEmbedLayerNorm(), f"{HEAD} <{TABLES}> {{ {body} }}", target="ort-cpu") == []
+    reasons = check(FuseEmbedLayerNorm(), f"{HEAD} <{TABLES}> {{ {body} }}", target="ort-cpu")
+    assert reasons == ["EmbedLayerNormalization not fused: target ort-cpu lists no kernel for it"]
+    lone = f"a = Gather(w, i) z = Relu(a) {NORM}"
+    assert check(FuseEmbedLayerNorm(), f"{HEAD} <{TABLES}> {{ {lone} }}", target="ort-cpu") == []
+
+
+def test_rows_that_are_computed_are_not_near(check) -> None:
+    body = f"ii = Abs(i) a = Gather(w, ii) r = Relu(a) z = Add(a, r) {NORM}"
+    assert check(FuseEmbedLayerNorm(), f"{HEAD} <{TABLES}> {{ {body} }}", **CUDA) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("a = Gather(w, i) r = Relu(a) z, , , o = {}(r, a, g, b)", None),
+        ("a = Gather(w, i) x = Gather(s, t) r = Relu(x) y = {}(a, r, g, b)", "something else is added"),
+        ("a = Gather(w, i) x = Gather(s, t) y, , , o = {}(a, x, g, b)", "the sum has other readers"),
+        ("a = Gather(w, i) x = Gather(s, t) y = {}(a, x, g, b)", None),
+    ],
+    ids=["read twice", "a part is computed", "a sum that others read", "nothing against it"],
+)
+def test_sums_that_another_kernel_took(check, body: str, reason: str | None) -> None:
+    skip = "com.microsoft.SkipLayerNormalization<epsilon=0.001>"
+    head = HEAD.replace("=> (", "=> (float[B, 3, 2] o, ") if " o = " in body else HEAD
+    text = f"{head} <{TABLES}> {{ {body.format(skip)} {'y = Relu(z)' if 'z,' in body else ''} }}"
+    reasons = check(FuseEmbedLayerNorm(), text, **CUDA)
+    assert len(reasons) == (reason is not None)
+    assert all(said.startswith(f"EmbedLayerNormalization not fused: {reason}") for said in reasons)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from conftest import parse
 from onnxedge_passes.fuse.fuse_group_norm import FuseGroupNorm
 
 HEAD = "g (float[N, 4, 3, 3] x) => (float[N, 4, 3, 3] y)"
@@ -58,3 +59,10 @@ def test_old_opsets_and_onnx_runtime_are_said(check) -> None:
     assert check(FuseGroupNorm(), text, target="generic", opset=18) == [reason]
     reason = "group normalization not fused: the runtime is faster with the nodes"
     assert check(FuseGroupNorm(), text, **NEW) == [reason]
+
+
+def test_an_output_exported_twice(applied) -> None:
+    model = parse(f"{HEAD} {CONSTANTS} {{ {BODY} }}", **NEW)
+    model.graph.outputs.append(model.graph.outputs[0])
+    result, reasons = applied(FuseGroupNorm(), model, "generic")
+    assert (result.rewrites, reasons) == (0, ["group normalization not fused: its output is exported twice"])

@@ -89,6 +89,20 @@ def test_other_readers_are_said(check) -> None:
     assert check(FuseLayerNorm(), text) == ["layer normalization not fused: a value inside it has other readers"]
 
 
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        ("g (float[2, 3, 4] x) => (float[2, 3, 4] y)", "other axes than the last ones or the channels"),
+        ("g (float[N, 3, 4] x) => (float[N, 3, 4] y)", "axes of unknown size"),
+    ],
+)
+def test_other_axes_are_said(check, head: str, reason: str) -> None:
+    body = SPELLINGS["PyTorch"].replace("axes=[-1]", "axes=[0]").replace("o = Mul(n, g) y = Add(o, b)", "y = Neg(n)")
+    assert check(FuseLayerNorm(), f"{head} {CONSTANTS} {{ {body} }}") == [
+        f"layer normalization not fused: it is over {reason}"
+    ]
+
+
 ADDED = "g (float[2, 3, 4] x, float[2, 3, 4] r) => (float[2, 3, 4] y)"
 
 

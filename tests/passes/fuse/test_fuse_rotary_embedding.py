@@ -237,3 +237,61 @@ def test_complex_numbers_without_a_kernel_are_said(fused) -> None:
     assert fused(text, "generic")[1] == [
         "rotary embedding not fused: target generic has no kernel for it at this opset"
     ]
+
+
+SCALED = "e = Concat<axis=-1>(f, f) c1 = Cos(e) s1 = Sin(e) c = Mul(c1, k) s = Div(k, s1)"
+RAISED = "cos = Unsqueeze(c, one) sin = Unsqueeze(s, one)"
+
+
+@pytest.mark.parametrize(
+    ("angles", "tables"),
+    [
+        (ANGLES, ["Cos", "Sin"]),
+        (f"{SCALED} {RAISED}", ["Cos", "Mul", "Sin", "Div"]),
+        (
+            f"e1 = Concat<axis=-1>(f, f) e = Identity(e1) g = Neg(e) c = Cos(g) s = Sin(g) {RAISED}",
+            ["Neg", "Cos", "Sin"],
+        ),
+        ("c1 = Cos(f) s1 = Sin(f) c = Concat<axis=2>(c1, c1) s = Concat<axis=2>(s1, s1)" + RAISED, ["Cos", "Sin"]),
+    ],
+    ids=["angles", "scaled", "other operators", "behind"],
+)
+def test_tables_are_computed_of_one_number_for_each_pair(fused, angles: str, tables: list[str]) -> None:
+    text = f"<{NUMBERS}, float k = {{0.5}}> {{ {angles} {HALVES} {SUM} }}"
+    assert sorted(fused(f"{HEAD.format(b='B')} {text}", "generic", 23)[0]) == sorted([*tables, "RotaryEmbedding"])
+    flat = fused(f"{HEAD.format(b='1')} {text}", "ort-cpu")[0]
+    assert flat.count("Reshape") == 1
+    assert sorted(kind for kind in flat if kind != "Reshape") == sorted([*tables, "RotaryEmbedding"])
+
+
+def test_tables_are_written_once_for_all(fused) -> None:
+    twice = f"{HALVES} {SUM}".replace("y =", "y1 =")
+    again = (
+        twice.replace("x,", "z,")
+        .replace("lo", "lo2")
+        .replace("hi", "hi2")
+        .replace("Concat<axis=-1>(n", "Concat<axis=-1>(n2")
+    )
+    for name in ("n =", "r =", "u =", "w =", "y1 ="):
+        again = again.replace(f" {name}", f" {name[:-2]}2 =")
+    again = again.replace("Mul(r,", "Mul(r2,").replace("Add(u, w)", "Add(u2, w2)")
+    body = f"z = Exp(x) {ANGLES} {twice} {again} y = Mul(y1, y12)"
+    left = fused(f"{HEAD.format(b='1')} <{NUMBERS}> {{ {body} }}", "ort-cpu")[0]
+    assert sorted(left) == ["Cos", "Exp", "Mul", "Reshape", "RotaryEmbedding", "RotaryEmbedding", "Sin"]
+
+
+def test_tables_that_others_read_stay(fused) -> None:
+    head = HEAD.format(b="B").replace(" y)", " y, float[B, 1, T, 4] z)")
+    left = fused(f"{head} <{NUMBERS}> {{ {ANGLES} {HALVES} {SUM} z = Exp(cos) }}", "ort-cpu", 23)[0]
+    assert sorted(left) == ["Concat", "Cos", "Cos", "Exp", "RotaryEmbedding", "Sin", "Unsqueeze"]
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["e = Mul(d, g)", "e2 = Unsqueeze(d, zero) e3 = Mul(e2, g) e = Squeeze(e3, zero)"],
+    ids=["a factor of the graph", "views around it"],
+)
+def test_other_tables_are_cut(fused, table: str) -> None:
+    angles = f"g = ReduceMean<axes=[2]>(f) d = Concat<axis=-1>(f, f) {table} c = Cos(e) s = Sin(e) {RAISED}"
+    left = fused(f"{HEAD.format(b='1')} <{NUMBERS}> {{ {angles} {HALVES} {SUM} }}", "ort-cpu")[0]
+    assert [left.count(kind) for kind in ("RotaryEmbedding", "Slice", "Reshape", "Cos", "Concat")] == [1, 1, 1, 1, 1]

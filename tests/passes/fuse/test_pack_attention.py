@@ -128,4 +128,7 @@ def test_an_output_exported_twice(applied) -> None:
 
 @pytest.mark.parametrize("target", ["ort-cpu", "generic"])
 def test_other_targets(check, target: str) -> None:
-    assert check(PackAttention(), f"{HEAD} <{WEIGHTS}> {{ {PRODUCTS} {CALL}(q0, k0, v0) }}", target=target) == []
+    reasons = check(PackAttention(), f"{HEAD} <{WEIGHTS}> {{ {PRODUCTS} {CALL}(q0, k0, v0) }}", target=target)
+    assert reasons == [f"packed attention not made: target {target} lists no kernel for it"]
+    other = PRODUCTS.replace("v0 = MatMul(x", "z = Relu(x) v0 = MatMul(z")
+    assert check(PackAttention(), f"{HEAD} <{WEIGHTS}> {{ {other} {CALL}(q0, k0, v0) }}", target=target) == []

@@ -24,8 +24,8 @@ class Case:
         rule: the peers' names for it, and behind a colon what is particular to this graph.
         left: operators that ours leaves, sorted.
         reason: why ours leaves more nodes than the peer, or other ones, on purpose; empty where it does not.
-        text: the graph; matrices between < > without a value become random weights.
-        options: target and opset.
+        text: the graph, empty where a reason is all there is; matrices between < > without a value become weights.
+        options: target, opset, shapes of further weights, and ``idle`` where the peer's rule exists but does not act.
     """
 
     rule: str
@@ -43,9 +43,11 @@ class Case:
         return self.options.get("target", "ort-cpu")
 
     def model(self) -> onnx.ModelProto:
-        opset = int(self.options.get("opset", 17))
-        model = parse(self.text, opset, 11 if opset > 21 else 8)
-        rng, made = np.random.default_rng(0), {name for node in model.graph.node for name in node.output}
+        opset, rng = int(self.options.get("opset", 17)), np.random.default_rng(0)
+        shapes = {name: text for name, text in self.options.items() if name not in ("target", "opset", "idle")}
+        weights = {n: rng.standard_normal([int(d) for d in t.split("x")]).astype(np.float32) for n, t in shapes.items()}
+        model = parse(self.text, opset, 11 if opset > 21 else 8, **weights)
+        made = {name for node in model.graph.node for name in node.output}
         for value in list(model.graph.value_info):
             if value.name not in made:
                 shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]

@@ -18,12 +18,8 @@ from onnxedge.api import Session
 FILES = ("optimizer_eliminate", "optimizer_fuse", "onnxslim", "optimizer_kept")
 ALL = [case for file in FILES for case in cases(file)]
 
-#: Rules whose graphs are too large for here -> the tests that show what ours makes of them. Of rotary tables that the
-#: graph computes ours leaves 7 to 12 nodes more than ``fuse_rope``, once for a model: it cuts their halves from them.
-ELSEWHERE = {
-    "fuse_gqa": "fuse/attention/test_fuse_attention.py",
-    "fuse_rope": "fuse/test_fuse_rotary_embedding.py",
-}
+#: Rules whose graphs are too large for here -> the tests that show what ours makes of them.
+ELSEWHERE = {"fuse_gqa": "fuse/attention/test_fuse_attention.py"}
 
 #: Names, as a regular expression -> why ours does nothing of the kind.
 OUT_OF_SCOPE = {

@@ -6,9 +6,6 @@ The graphs stand in ``onnxruntime.txt`` and ``onnxscript.txt``, with what is lef
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +17,8 @@ import onnxscript.rewriter
 import pytest
 from onnxscript.rewriter import ort_fusions
 from onnxscript.rewriter.rules import common, fusion
-from traps import feeds_for, operators, optimized, parse
+from rules import Case, cases
+from traps import feeds_for, operators, optimized
 
 from onnxedge.api import Session
 
@@ -40,56 +38,7 @@ TRANSFORMERS = """
     Avx2WeightS8ToU8Transformer MatMulNBitsFusion DQMatMulNBitsFusion MatMulNBitsMlpFusion MatMulNBitsQkvFusion
     QDQFinalCleanupTransformer NchwcTransformer NhwcTransformer ConvAddActivationFusion
 """
-HERE = Path(__file__).parent
 FILES = ("onnxruntime", "onnxscript")
-
-
-@dataclass(frozen=True)
-class Case:
-    """Hold a graph on which a peer's rule acts.
-
-    Attributes:
-        rule: the peer's name for it.
-        left: operators that ours leaves, sorted.
-        reason: why ours leaves more nodes than the peer; empty where it does not.
-        text: the graph.
-        options: target, opset, shapes of further weights, and ``idle`` where the peer's rule exists but does not act.
-    """
-
-    rule: str
-    left: str
-    reason: str
-    text: str
-    options: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def target(self) -> str:
-        return self.options.get("target", "ort-cpu")
-
-    def model(self) -> onnx.ModelProto:
-        opset = int(self.options.get("opset", 17))
-        rng = np.random.default_rng(0)
-        shapes = {name: text for name, text in self.options.items() if name not in ("target", "opset", "idle")}
-        weights = {n: rng.standard_normal([int(d) for d in t.split("x")]).astype(np.float32) for n, t in shapes.items()}
-        return parse(self.text, opset, 11 if opset > 21 else 8, **weights)
-
-
-@cache
-def cases(file: str) -> tuple[Case, ...]:
-    return tuple(_cases((HERE / f"{file}.txt").read_text("utf-8")))
-
-
-def _cases(text: str) -> Iterator[Case]:
-    for block in re.split(r"\n\n+", text):
-        lines = [line for line in block.splitlines() if not line.startswith("#")]
-        if not lines:
-            continue
-        rule, _, rest = lines[0].partition(" -> ")
-        left, _, options = rest.partition(" [")
-        reasons = [line.removeprefix("because ") for line in lines if line.startswith("because ")]
-        graph = " ".join(line.strip() for line in lines if line.startswith(" "))
-        given = dict(option.split("=") for option in options.rstrip("]").split())
-        yield Case(rule, left, " ".join(reasons), graph, given)
 
 
 def by_runtime(case: Case, folder: Path) -> list[str]:

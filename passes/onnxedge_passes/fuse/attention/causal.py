@@ -54,7 +54,7 @@ def _origin(operand: Operand, tokens: Axis) -> tuple[ir.Value, int] | None:
 
 def _before(node: ir.Node, place: int, rank: int) -> ir.Value | None:
     """Return the input of a node that has all axes but the last as its output has, None where there is none."""
-    if node.op_type == "RotaryEmbedding" and node.domain == "com.microsoft":
+    if node.op_type == "RotaryEmbedding" and node.domain in ("", "com.microsoft"):
         return node.inputs[0]
     if not is_standard(node):
         return None
