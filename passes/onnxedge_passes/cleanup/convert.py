@@ -10,7 +10,7 @@ import onnx
 from onnx_ir import Model, Node
 
 from onnxedge.api import Accuracy, Context, Pass, Result, Target, UserError, node_label, opset, refresh_scopes, scope_of
-from onnxedge_passes.cleanup.splice import Splicer, inline_within
+from onnxedge_passes.cleanup.control.splice import Splicer, inline_within
 from onnxedge_passes.cleanup.versions import Inconvertible, Step, convert_node
 
 #: Least IR version for what a model may hold, as in onnx.proto's history.

@@ -13,19 +13,19 @@ from onnxedge.api import Context, Note, Pass, Result
 from onnxedge_passes.cleanup.cancel_pairs import CancelPairs
 from onnxedge_passes.cleanup.cancel_views import CancelViews
 from onnxedge_passes.cleanup.common_subexpressions import CommonSubexpressions
+from onnxedge_passes.cleanup.constants.fold_constants import FoldConstants, learned_types
+from onnxedge_passes.cleanup.constants.growth import Bounded
+from onnxedge_passes.cleanup.control.decide_conditions import DecideConditions
+from onnxedge_passes.cleanup.control.inline_if import InlineIf
+from onnxedge_passes.cleanup.control.inline_loop import InlineLoop
+from onnxedge_passes.cleanup.control.inline_scan import InlineScan
+from onnxedge_passes.cleanup.control.merge_ifs import MergeIfs
 from onnxedge_passes.cleanup.dead_code import DeadCode
-from onnxedge_passes.cleanup.decide_conditions import DecideConditions
 from onnxedge_passes.cleanup.eliminate_identity import EliminateIdentity
-from onnxedge_passes.cleanup.fold_constants import FoldConstants, learned_types
 from onnxedge_passes.cleanup.freeze_initializers import FreezeInitializers, are_fixed, freeze
-from onnxedge_passes.cleanup.growth import Bounded
-from onnxedge_passes.cleanup.inline_if import InlineIf
-from onnxedge_passes.cleanup.inline_loop import InlineLoop
-from onnxedge_passes.cleanup.inline_scan import InlineScan
 from onnxedge_passes.cleanup.merge_casts import MergeCasts
 from onnxedge_passes.cleanup.merge_concats import MergeConcats
 from onnxedge_passes.cleanup.merge_gathers import MergeGathers
-from onnxedge_passes.cleanup.merge_ifs import MergeIfs
 from onnxedge_passes.cleanup.merge_reductions import MergeReductions
 from onnxedge_passes.cleanup.merge_sequences import MergeSequences
 from onnxedge_passes.cleanup.merge_slices import MergeSlices

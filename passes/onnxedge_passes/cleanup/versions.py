@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx.defs import OpSchema, SchemaError
 
 from onnxedge.api import constant_tensor, first_line, is_standard, subgraphs
-from onnxedge_passes.cleanup.splice import Splicer, hand_over
+from onnxedge_passes.cleanup.control.splice import Splicer, hand_over
 
 _EMBEDDED_BYTES = 1 << 10  #: constants up to this size are shown to the converters: axes, shapes, pads
 _BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})  #: their bodies are converted node by node

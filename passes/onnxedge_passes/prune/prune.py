@@ -145,8 +145,8 @@ def _has_packed_weights(model: ir.Model) -> bool:
 def prepare(model: ir.Model, context: Context) -> dict[ir.Node, Array]:
     """Compute constants and fold BatchNormalization; return its gamma by the contraction that it was folded into."""
     from onnxedge_passes.cleanup.fold import Fold
-    from onnxedge_passes.fuse.fold_batchnorm import FoldBatchnorm
-    from onnxedge_passes.fuse.fold_pad import FoldPad
+    from onnxedge_passes.fuse.linear.fold_batchnorm import FoldBatchnorm
+    from onnxedge_passes.fuse.linear.fold_pad import FoldPad
 
     quiet = Context(context.target, None, original=context.original, seed=context.seed, threads=context.threads)
     quantized = any(node.op_type == "QuantizeLinear" for node in model.graph.all_nodes())

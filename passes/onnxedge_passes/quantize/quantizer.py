@@ -293,5 +293,3 @@ def _groups(values: Sequence[ir.Value]) -> list[list[ir.Value]]:
         groups[-1].append(value)
         used += size
     return groups
-
-

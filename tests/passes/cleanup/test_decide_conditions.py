@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from conftest import apply, parse
-from onnxedge_passes.cleanup.decide_conditions import DecideConditions
-from onnxedge_passes.cleanup.facts import Facts, cannot_run
+from onnxedge_passes.cleanup.control.decide_conditions import DecideConditions
+from onnxedge_passes.cleanup.control.facts import Facts, cannot_run
 from onnxedge_passes.cleanup.fold import Fold
 
 from onnxedge.api import CannotRun, Session, load

@@ -9,9 +9,9 @@ import onnx.numpy_helper
 import onnx.parser
 import onnx_ir as ir
 import pytest
-from onnxedge_passes.cleanup import fold_constants
+from onnxedge_passes.cleanup.constants import fold_constants
+from onnxedge_passes.cleanup.constants.fold_constants import FoldConstants
 from onnxedge_passes.cleanup.fold import Fold
-from onnxedge_passes.cleanup.fold_constants import FoldConstants
 
 import onnxedge
 from onnxedge.api import graphs_of, weight_bytes
@@ -74,9 +74,7 @@ def test_the_least_integer_by_minus_one(check) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no limit of memory elsewhere")
 def test_what_takes_too_much_memory(check) -> None:
-    text = (
-        "g (float[2] x) => (float[2, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { m = MatMul(w, w) y = Add(x, m) }"
-    )
+    text = "g (float[2] x) => (float[2, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { m = MatMul(w, w) y = Add(x, m) }"
     (reason, *_) = check(FoldConstants(max_memory_bytes=1), text)
     assert "memory" in reason or "crash" in reason
 
@@ -145,7 +143,7 @@ def test_operators_on_text_and_loops_over_constants_do_not_run_here(check) -> No
     reasons = check(
         FoldConstants(),
         "g (float[3] x) => (float[3] y, float z) <int64[2] a = {0, 1}, float f = {1}, int64 n = {100000000}>"
-        " { t = TfIdfVectorizer<max_gram_length=1, max_skip_count=0, min_gram_length=1, mode=\"TF\", ngram_counts=[0],"
+        ' { t = TfIdfVectorizer<max_gram_length=1, max_skip_count=0, min_gram_length=1, mode="TF", ngram_counts=[0],'
         " ngram_indexes=[0, 1, 2], pool_int64s=[0, 1, 2]>(a) y = Add(x, t)"
         " l = Loop(n, , f) <body = b (int64 i, bool c, float v) => (bool c, float w) { w = Neg(v) }> z = Neg(l) }",
         runs=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from onnxedge_passes.cleanup.fold_constants import FoldConstants
+from onnxedge_passes.cleanup.constants.fold_constants import FoldConstants
 
 from onnxedge.api import weight_bytes
 
@@ -141,8 +141,9 @@ def test_random_stays(check) -> None:
 
 
 def test_in_a_branch(check) -> None:
-    head, tail = "g (bool c, float[2] x) => (float[2] y) { y = If(c) <then_branch = t () => (float[2] a)", (
-        ", else_branch = e () => (float[2] b) { b = Neg(x) }> }"
+    head, tail = (
+        "g (bool c, float[2] x) => (float[2] y) { y = If(c) <then_branch = t () => (float[2] a)",
+        (", else_branch = e () => (float[2] b) { b = Neg(x) }> }"),
     )
     check(
         FoldConstants(),

@@ -6,7 +6,7 @@ import gc
 
 import onnx_ir as ir
 from conftest import parse
-from onnxedge_passes.cleanup.inference import Types
+from onnxedge_passes.cleanup.shapes.inference import Types
 
 
 def test_a_new_value_is_not_taken_for_a_dropped_one() -> None:

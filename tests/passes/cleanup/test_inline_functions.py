@@ -6,7 +6,7 @@ import numpy as np
 import onnx.parser
 import onnx_ir as ir
 import pytest
-from onnxedge_passes.cleanup.inline_functions import InlineFunctions
+from onnxedge_passes.cleanup.control.inline_functions import InlineFunctions
 
 from onnxedge.api import Context, Session, to_proto
 from onnxedge.target import load_packaged_target

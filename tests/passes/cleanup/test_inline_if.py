@@ -6,8 +6,8 @@ import numpy as np
 import onnx.parser
 import onnx_ir as ir
 import pytest
+from onnxedge_passes.cleanup.control.inline_if import InlineIf
 from onnxedge_passes.cleanup.fold import Fold
-from onnxedge_passes.cleanup.inline_if import InlineIf
 
 from onnxedge.api import Session
 

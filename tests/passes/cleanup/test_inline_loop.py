@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.cleanup.inline_loop import InlineLoop
+from onnxedge_passes.cleanup.control.inline_loop import InlineLoop
 
 HEAD = "g (float[2] x) => (float[2] y, float[K, 2] s)"
 BODY = (

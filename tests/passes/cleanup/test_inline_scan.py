@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.cleanup.inline_scan import InlineScan
+from onnxedge_passes.cleanup.control.inline_scan import InlineScan
 
 HEAD = "g (float[2] v, float[1, 2] x) => (float[2] y, float[1, 2] s)"
 BODY = "body = b (float[2] a, float[2] e) => (float[2] w, float[2] o) { r = Relu(a) w = Add(r, e) o = Exp(w) }"

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import onnx.parser
 import pytest
-from onnxedge_passes.cleanup.isolated import Isolated
+from onnxedge_passes.cleanup.constants.isolated import Isolated
 
 from onnxedge.api import Array, CannotRun
 
@@ -85,7 +85,7 @@ def test_from_threads(isolated: Isolated) -> None:
 def test_from_a_script_without_a_guard() -> None:
     text = (
         "import numpy as np\n"
-        "from onnxedge_passes.cleanup.isolated import Isolated\n"
+        "from onnxedge_passes.cleanup.constants.isolated import Isolated\n"
         f"(y,) = Isolated(1 << 30, 20.0).run({model(NEG)!r}, {{'x': np.ones(2, 'f')}})\n"
         "print(y.tolist())\n"
     )

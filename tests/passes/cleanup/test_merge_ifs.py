@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnxedge_passes.cleanup.control.merge_ifs import MergeIfs
 from onnxedge_passes.cleanup.fold import Fold
-from onnxedge_passes.cleanup.merge_ifs import MergeIfs
 
 from onnxedge.api import Session
 

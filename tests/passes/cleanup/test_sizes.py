@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.cleanup.fold_constants import FoldConstants
+from onnxedge_passes.cleanup.constants.fold_constants import FoldConstants
 
 HEAD = "g (float[N, 12, 4] x) => (float[A, B, C] y)"
 ONE = "int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] last = {-1}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxedge_passes.cleanup.symbolic import (
+from onnxedge_passes.cleanup.shapes.symbolic import (
     add,
     divide,
     is_equal,

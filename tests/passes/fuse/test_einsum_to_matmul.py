@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 from conftest import assert_same_outputs, parse
-from onnxedge_passes.fuse.einsum_to_matmul import EinsumToMatmul
+from onnxedge_passes.fuse.linear.einsum_to_matmul import EinsumToMatmul
 
 SIZES = {"b": 2, "h": 3, "t": 4, "s": 5, "d": 6, "k": 3, "i": 4, "j": 5, "c": 2}
 EQUATIONS = {

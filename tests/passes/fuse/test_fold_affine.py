@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.fold_affine import FoldAffine
+from onnxedge_passes.fuse.linear.fold_affine import FoldAffine
 
 IMAGE = "g (float[1, 1, 4, 4] x) => (float[N, 2, A, B] y)"
 CONV = "<float[2, 1, 1, 1] w = {1, 2}, float[1, 2, 1, 1] k = {2, -1}, float[2, 1, 1] c = {3, 4}, float s = {2}>"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.fold_affine_before import FoldAffineBefore
+from onnxedge_passes.fuse.linear.fold_affine_before import FoldAffineBefore
 
 IMAGE = "g (float[1, 2, 4, 4] x) => (float[N, 2, A, B] y)"
 CONV = (

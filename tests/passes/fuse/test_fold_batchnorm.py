@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.fold_batchnorm import FoldBatchnorm
+from onnxedge_passes.fuse.linear.fold_batchnorm import FoldBatchnorm
 
 # gamma / sqrt(var + 0) is [2, -1] and the shift [1, 3]
 BN = "float[2] g = {4, -1}, float[2] c = {3, 2}, float[2] m = {1, 1}, float[2] v = {4, 1}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.fold_gemm_sum import FoldGemmSum
+from onnxedge_passes.fuse.linear.fold_gemm_sum import FoldGemmSum
 
 WEIGHT = "float[2, 3] w = {1, 2, 3, 4, 5, 6}"
 PRODUCT = "p = Gemm<alpha=0.5>(x, w)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.fold_gemm_transpose import FoldGemmTranspose
+from onnxedge_passes.fuse.linear.fold_gemm_transpose import FoldGemmTranspose
 
 HEAD = "g (float[3, N] x, float[4, 3] w, float[4] b) => (float[A, B] y)"
 TURN = "Transpose<perm=[1, 0]>"

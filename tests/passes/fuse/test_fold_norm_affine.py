@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.fold_norm_affine import FoldNormAffine
+from onnxedge_passes.fuse.norm.fold_norm_affine import FoldNormAffine
 
 HEAD = "g (float[2, 3, 4] x, float[4] k, float[4] c) => (float[2, 3, 4] y)"
 CONSTANTS = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.fold_pad import FoldPad
+from onnxedge_passes.fuse.linear.fold_pad import FoldPad
 
 HEAD = "g (float[1, 1, 4, 4] x) => (float[A, B, C, D] y)"
 PADS = "int64[8] p = {0, 0, 1, 1, 0, 0, 1, 1}"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest import parse
-from onnxedge_passes.fuse.fuse_hard_sigmoid import FuseHardSigmoid
-from onnxedge_passes.fuse.fuse_leaky_relu import FuseLeakyRelu
-from onnxedge_passes.fuse.fuse_mish import FuseMish
-from onnxedge_passes.fuse.fuse_quick_gelu import FuseQuickGelu
-from onnxedge_passes.fuse.fuse_softplus import FuseSoftplus
-from onnxedge_passes.fuse.spell_activations import SpellActivations
+from onnxedge_passes.fuse.activation.fuse_hard_sigmoid import FuseHardSigmoid
+from onnxedge_passes.fuse.activation.fuse_leaky_relu import FuseLeakyRelu
+from onnxedge_passes.fuse.activation.fuse_mish import FuseMish
+from onnxedge_passes.fuse.activation.fuse_quick_gelu import FuseQuickGelu
+from onnxedge_passes.fuse.activation.fuse_softplus import FuseSoftplus
+from onnxedge_passes.fuse.activation.spell_activations import SpellActivations
 
 from onnxedge.api import Session
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.fuse_bias_gelu import FuseBiasGelu
+from onnxedge_passes.fuse.activation.fuse_bias_gelu import FuseBiasGelu
 
 HEAD = "g (float[B, T, 4] x) => (float[B, T, 4] y)"
 BIAS = "<float[4] b = {1, 2, -1, 0.5}>"

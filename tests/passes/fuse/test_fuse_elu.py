@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnxedge_passes.fuse.fuse_elu import FuseElu
-from onnxedge_passes.fuse.spell_activations import SpellActivations
+from onnxedge_passes.fuse.activation.fuse_elu import FuseElu
+from onnxedge_passes.fuse.activation.spell_activations import SpellActivations
 
 from onnxedge.api import Session
 

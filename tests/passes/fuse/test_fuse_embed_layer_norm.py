@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.fuse_embed_layer_norm import FuseEmbedLayerNorm
+from onnxedge_passes.fuse.norm.fuse_embed_layer_norm import FuseEmbedLayerNorm
 
 HEAD = "g (int64[B, 3] i, int64[B, 3] t, int64[1, 3] p) => (float[B, 3, 2] y)"
 TABLES = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import parse
-from onnxedge_passes.fuse.fuse_group_norm import FuseGroupNorm
+from onnxedge_passes.fuse.norm.fuse_group_norm import FuseGroupNorm
 
 HEAD = "g (float[N, 4, 3, 3] x) => (float[N, 4, 3, 3] y)"
 CONSTANTS = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.fuse_hard_swish import FuseHardSwish
+from onnxedge_passes.fuse.activation.fuse_hard_swish import FuseHardSwish
 
 HEAD = "g (float[N, 8] x) => (float[N, 8] y)"
 CONSTANTS = "<float three = {3}, float zero = {0}, float six = {6}, float sixth = {0.16666667}, float four = {4}>"

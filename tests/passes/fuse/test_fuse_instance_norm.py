@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.fuse_instance_norm import FuseInstanceNorm
+from onnxedge_passes.fuse.norm.fuse_instance_norm import FuseInstanceNorm
 
 HEAD = "g (float[N, 3, H, W] x) => (float[N, 3, H, W] y)"
 CONSTANTS = "<float[3, 1, 1] g = {1, 2, -1}, float[3, 1, 1] b = {0, 1, 2}, float e = {0.001}, float two = {2}>"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from conftest import assert_same_outputs, parse
-from onnxedge_passes.fuse.fuse_layer_norm import FuseLayerNorm
-from onnxedge_passes.fuse.keep_layer_norm import KeepLayerNorm
+from onnxedge_passes.fuse.norm.fuse_layer_norm import FuseLayerNorm
+from onnxedge_passes.fuse.norm.keep_layer_norm import KeepLayerNorm
 
 HEAD = "g (float[2, 3, 4] x) => (float[2, 3, 4] y)"
 SCALE = "float[4] g = {1, 2, -1, 0.5}, float[4] b = {0, 1, 2, 3}"

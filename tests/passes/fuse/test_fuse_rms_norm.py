@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.fuse_rms_norm import FuseRmsNorm
+from onnxedge_passes.fuse.norm.fuse_rms_norm import FuseRmsNorm
 
 HEAD = "g (float[N, 3, 4] x) => (float[N, 3, 4] y)"
 SCALE = "float[4] g = {1, 2, -1, 0.5}"

@@ -7,7 +7,7 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
-from onnxedge_passes.fuse.fuse_rotary_embedding import FuseRotaryEmbedding
+from onnxedge_passes.fuse.rotary.fuse_rotary_embedding import FuseRotaryEmbedding
 
 from onnxedge.api import Session
 

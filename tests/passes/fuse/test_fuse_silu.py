@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.fuse_silu import FuseSilu
+from onnxedge_passes.fuse.activation.fuse_silu import FuseSilu
 
 HEAD = "g (float[N, 8] x) => (float[N, 8] y)"
 SILU = {

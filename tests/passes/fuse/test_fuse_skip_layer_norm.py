@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.fuse_skip_layer_norm import FuseSkipLayerNorm
+from onnxedge_passes.fuse.norm.fuse_skip_layer_norm import FuseSkipLayerNorm
 
 HEAD = "g (float[B, T, 4] x, float[B, T, 4] r) => (float[B, T, 4] y)"
 SCALE = "float[4] g = {1, 2, -1, 0.5}, float[4] b = {0, 1, 2, 3}"

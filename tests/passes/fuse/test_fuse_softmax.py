@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.fuse_softmax import FuseSoftmax
+from onnxedge_passes.fuse.activation.fuse_softmax import FuseSoftmax
 
 HEAD = "g (float[N, 3, 4] x) => (float[N, 3, 4] y)"
 CONSTANTS = "<int64[1] ax = {-1}, int64[1] mid = {1}, int64[2] both = {1, 2}>"

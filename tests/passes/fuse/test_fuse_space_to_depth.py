@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnxedge_passes.fuse.fuse_space_to_depth import FuseSpaceToDepth
+from onnxedge_passes.fuse.linear.fuse_space_to_depth import FuseSpaceToDepth
 
 HEAD = "g (float[N, 2, H, W] x) => (float[A, B, C, D] y)"
 LAST = 9223372036854775807

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.lift_matmul import LiftMatmul
+from onnxedge_passes.fuse.linear.lift_matmul import LiftMatmul
 
 WEIGHT = "float[2, 3] w = {1, 2, 3, 4, 5, 6}"
 BODY = "r = Reshape(x, s) p = MatMul(r, w) y = Reshape(p, t)"

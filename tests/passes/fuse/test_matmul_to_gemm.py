@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.matmul_to_gemm import MatmulToGemm
+from onnxedge_passes.fuse.linear.matmul_to_gemm import MatmulToGemm
 
 HEAD = "g (float[N, 2] x) => (float[N, 2] y)"
 WEIGHT = "float[2, 2] w = {1, 2, 3, 4}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import parse
-from onnxedge_passes.fuse.merge_projections import MergeProjections
+from onnxedge_passes.fuse.linear.merge_projections import MergeProjections
 
 HEAD = "g (float[B, 2] x) => (float[B, 2] p, float[B, 1] q)"
 WEIGHTS = "float[2, 2] v = {1, 2, 3, 4}, float[2, 1] w = {5, 6}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.narrow_softmax import NarrowSoftmax
+from onnxedge_passes.fuse.activation.narrow_softmax import NarrowSoftmax
 
 HEAD = "g (float16[N, 4] x) => (float16[N, 4] y)"
 BODY = "a = Cast<to=1>(x) b = Softmax<axis=1>(a) y = Cast<to=10>(b)"

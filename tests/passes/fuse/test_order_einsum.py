@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnxedge_passes.fuse.order_einsum import OrderEinsum
+from onnxedge_passes.fuse.linear.order_einsum import OrderEinsum
 from traps import hold, parse
 
 THREE = "float[64, 512] a, float[512, 64] b, float[64, 8] c"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import parse
-from onnxedge_passes.fuse.pack_attention import PackAttention
+from onnxedge_passes.fuse.attention.pack_attention import PackAttention
 
 CUDA = {"target": "ort-cuda"}
 HEAD = "g (float[B, T, 2] x, float[1, 1, T, T] m) => (float[B, T, 2] y)"

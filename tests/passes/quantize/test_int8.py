@@ -68,9 +68,7 @@ def residual(opset: int = 17, channels: int = 32, activation: str = "Relu") -> i
     return _build(nodes, weights, ["N", 16, 16, 16], ["y"], opset)
 
 
-def apply(
-    model: ir.Model, target: str = "ort-cpu", x: Array | None = None, **options: Any
-) -> tuple[Result, Context]:
+def apply(model: ir.Model, target: str = "ort-cpu", x: Array | None = None, **options: Any) -> tuple[Result, Context]:
     """Quantize in place on normal samples; the graph must be valid afterwards."""
     specs = Session(model).inputs
     if x is None:

@@ -1,0 +1,1 @@
+"""Activations and Softmax, recognised by what they compute."""

@@ -1,0 +1,1 @@
+"""Conv, ConvTranspose, Gemm, MatMul and Einsum, and what can be moved into their weights."""

@@ -1,0 +1,1 @@
+"""Normalizations from raw operators, and what stands around them."""

@@ -1,0 +1,1 @@
+"""Rotary embedding, in halves or in pairs."""
