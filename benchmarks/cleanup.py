@@ -362,7 +362,7 @@ def main() -> None:
         summary.append(row(model, runs, answer, told))
     heads = (
         "model", "nodes", "onnxedge", "wide", "best standard peer", "best peer with ORT operators", "fused (wide)",
-        "latency to the fastest peer", "to the original", "wall s, onnxedge / onnxslim", "RSS MiB", "goals missed",
+        "latency to the fastest peer", "to the original", "CPU s, onnxedge / onnxslim", "RSS MiB", "goals missed",
     )  # fmt: skip
     print("\n" + "\n".join([f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *summary]))
 

@@ -156,8 +156,26 @@ def cheapest(region: Region) -> set[ir.Node]:
         return part
 
     old, new = ([term for term in terms if term.is_needed(chosen)] for chosen in (set[ir.Node](), part))
-    cheaper = sum(term.price for term in new) < sum(term.price for term in old)
-    return part if cheaper and sum(term.moves for term in new) <= sum(term.moves for term in old) else set()
+    crossed = list(_crossed(region, part))
+    cheaper = sum(term.price for term in new) + sum(crossed) < sum(term.price for term in old)
+    fewer = sum(term.moves for term in new) + len(crossed) <= sum(term.moves for term in old)
+    return part if cheaper and fewer else set()
+
+
+def _crossed(region: Region, part: set[ir.Node]) -> Iterator[int]:
+    """Yield the price of each Transpose that is turned round, not saved: of a value that is turned on both its sides.
+
+    No cut can weigh this, as it costs where two nodes are turned together and not where one of them is. Twice, since
+    such a Transpose is a term of the value before it and one of the value behind it where it stays as it is.
+    """
+    for value, order in region.orders.items():
+        given = perm_of(value.producer())
+        source = value.producer().inputs[0] if given is not None else None  # type: ignore[union-attr]
+        if given is None or source is None or is_sorted(region.orders.get(source, given)):
+            continue
+        read = any(use.node in part for use in value.uses())
+        if read and source.producer() in part and agree(value, order, inverse(given)):
+            yield from [_price(value, order)] * 2
 
 
 def _is_free(node: ir.Node, region: Region) -> bool:

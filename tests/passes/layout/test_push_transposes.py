@@ -56,6 +56,11 @@ KEPT = {
     f" {{ t = {LAST}(x) y = Reshape(t, s) }}",
     "an operand that would have to be transposed": "g (float[N, 3, 8, 8] x, float[3] z) => (float[A, B, C, D] y)"
     f" {{ t = {LAST}(x) a = Add(t, z) y = {FIRST}(a) }}",
+    "a value that is read in both orders, whichever it is in": "g (float[1, N, 8] x) => (float[A, B, C, D] y)"
+    " <int64[4] s = {0, 0, 2, 4}> { r = Relu(x) t = Transpose<perm=[2, 1, 0]>(r) a = Add(r, t) b = Reshape(a, s)"
+    " y = Transpose<perm=[0, 2, 1, 3]>(b) }",
+    "such a value behind another Transpose": "g (float[1, N, 8] x) => (float[A, B, C] y)"
+    " { u = Transpose<perm=[2, 1, 0]>(x) r = Relu(u) t = Transpose<perm=[2, 1, 0]>(r) y = Add(r, t) }",
     "another domain": f"{HEAD} {{ t = {LAST}(x) a = acme.F(t) y = {FIRST}(a) }}",
 }  # fmt: skip
 
