@@ -330,9 +330,8 @@ def row(model: Model, runs: Mapping[str, Any], answer: Mapping[str, Any], told: 
     same = answer["original"].get("latency", {})
     cells.append(f"{direct['cpu']:.3f} ± {_noise(direct, same):.3f} {direct['peer']}" if direct else "-")
     cells.append(f"{own['latency']['cpu']:.3f}" if own.get("latency") else "-")
-    cells.append(
-        " / ".join(f"{runs[t]['seconds']:.2f}" for t in ("onnxedge", "onnxslim") if "seconds" in runs.get(t, {}))
-    )
+    timed = [runs.get(name, {}).get("cpu_seconds") for name in ("onnxedge", "onnxslim")]
+    cells.append(" / ".join("-" if seconds is None else f"{seconds:.2f}" for seconds in timed))
     cells.append(f"{runs['onnxedge']['peak_bytes'] / 2**20:.0f}")
     cells.append(", ".join(goal for goal, text in told.items() if not text.startswith("met")) or "-")
     return "| " + " | ".join(" ".join(map(str, c)) if isinstance(c, tuple) else str(c) for c in cells) + " |"
