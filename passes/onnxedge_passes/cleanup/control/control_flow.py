@@ -10,6 +10,14 @@ from onnxedge.api import graphs_of, is_standard, subgraphs
 from onnxedge_passes.cleanup.control.splice import captured
 
 
+def body_of(node: ir.Node, op_type: str) -> ir.Graph | None:
+    """Return the body of a Loop or Scan, None for another operator or a body that is a function's attribute."""
+    attribute = node.attributes.get("body")
+    if node.op_type != op_type or not is_standard(node) or attribute is None or attribute.is_ref():
+        return None
+    return attribute.as_graph()
+
+
 class Order:
     """The nodes of one graph by position, with who reads what, and which of them an output depends on."""
 

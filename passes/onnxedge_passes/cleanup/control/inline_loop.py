@@ -16,10 +16,10 @@ from onnxedge.api import (
     constant,
     graph_of,
     insert_before,
-    is_standard,
     new_initializer,
     static_shape,
 )
+from onnxedge_passes.cleanup.control.control_flow import body_of
 from onnxedge_passes.cleanup.control.inline_if import is_dangling
 from onnxedge_passes.cleanup.control.splice import Splicer, hand_over, inline_nodes, needs_newer_identity
 from onnxedge_passes.cleanup.worklist import input_at, node_opset, output_used
@@ -48,10 +48,9 @@ class InlineLoop(Pass):
 
 def _inline(node: ir.Node, splicer: Splicer, context: Context) -> list[ir.Node] | None:
     """Inline a Loop and return the nodes that stand in its place, or None where it is left alone."""
-    attribute = node.attributes.get("body")
-    if node.op_type != "Loop" or not is_standard(node) or attribute is None or attribute.is_ref():
+    body = body_of(node, "Loop")
+    if body is None:
         return None
-    body = attribute.as_graph()
     carried = node.inputs[2:]
     if len(body.inputs) != len(carried) + 2 or len(body.outputs) != len(node.outputs) + 1 or None in carried:
         context.note(node, "not inlined: the node is not valid")

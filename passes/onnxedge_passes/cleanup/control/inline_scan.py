@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Context, Pass, Result, graph_of, insert_before, is_standard, new_initializer
+from onnxedge.api import Context, Pass, Result, graph_of, insert_before, new_initializer
+from onnxedge_passes.cleanup.control.control_flow import body_of
 from onnxedge_passes.cleanup.control.inline_if import is_dangling
 from onnxedge_passes.cleanup.control.splice import Splicer, hand_over, inline_nodes
 from onnxedge_passes.cleanup.worklist import Refused, node_opset, output_used
@@ -36,10 +37,9 @@ class InlineScan(Pass):
 
 def _inline(node: ir.Node, splicer: Splicer, context: Context) -> list[ir.Node] | None:
     """Inline a Scan and return the nodes that stand in its place, or None where it is left alone."""
-    attribute = node.attributes.get("body")
-    if node.op_type != "Scan" or not is_standard(node) or attribute is None or attribute.is_ref():
+    body = body_of(node, "Scan")
+    if body is None:
         return None
-    body = attribute.as_graph()
     plan = _plan(node, body)
     if isinstance(plan, Refused):
         context.note(node, f"not inlined: {plan.reason}")
