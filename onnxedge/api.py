@@ -36,11 +36,14 @@ from onnxedge.model.graph import (
     opset,
     sole_consumer,
     static_shape,
+    subgraphs,
+    unordered,
     use_count,
 )
 from onnxedge.model.io import load, save
 from onnxedge.model.names import join_scope, refresh_scopes, scope_of, unique_name, unique_node_name
 from onnxedge.model.serialize import to_proto, weight_bytes
+from onnxedge.model.weights import at_hand
 from onnxedge.operators import (
     OPERATORS,
     Kind,
@@ -51,7 +54,6 @@ from onnxedge.operators import (
     macs,
     model_macs,
     operator,
-    subgraphs,
     weight_axes,
 )
 from onnxedge.passes import Accuracy, Context, Note, Pass, Result
@@ -90,6 +92,7 @@ __all__ = [
     "UserError",
     "WeightAxes",
     "add_initializer",
+    "at_hand",
     "batch_one_shape",
     "bypass",
     "capture",
@@ -141,6 +144,7 @@ __all__ = [
     "to_proto",
     "unique_name",
     "unique_node_name",
+    "unordered",
     "use_count",
     "weight_axes",
     "weight_bytes",

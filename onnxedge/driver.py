@@ -17,20 +17,21 @@ import onnx_ir as ir
 
 from onnxedge.data import Preprocess, preprocessing_doubt
 from onnxedge.errors import UserError
-from onnxedge.manager import Manager, Verify, dump_name
+from onnxedge.manager import Manager, Stage, Verify, dump_name
 from onnxedge.measure import Judge, measure_size
 from onnxedge.metrics import load_metric
 from onnxedge.model import io
 from onnxedge.model.copy import copied
 from onnxedge.model.files import data_file, refuse_overwrite, write_whole
-from onnxedge.model.names import refresh_scopes
-from onnxedge.model.serialize import has_external_data, written_bytes
+from onnxedge.model.interface import Declared
+from onnxedge.model.serialize import drop_inferred, has_external_data, written_bytes
+from onnxedge.model.skeleton import Skeleton
 from onnxedge.never_worse import never_worse, size_of
 from onnxedge.passes import Context, Pass, Progress, Silent
 from onnxedge.pipeline import format_pipeline, parse_pipeline
 from onnxedge.registry import find_pass, find_target
 from onnxedge.report.records import Report
-from onnxedge.report.summary import describe, noted, unmeasured, verdict, versions
+from onnxedge.report.summary import describe, note_in, unmeasured, verdict, versions
 from onnxedge.samples import RUN_MEMORY_BYTES, Samples, open_samples
 from onnxedge.target import Target
 from onnxedge.verify import infer_shapes
@@ -127,28 +128,28 @@ def optimize(
     preprocessing = Preprocess.parse(preprocess) if preprocess else None
     load_metric(metric)  # an unknown one is said before any work
     _check_limits(threads, max_drop, verify)
-    original = load_model(model)
-    model_files = [path, *io.external_files(original)] if path is not None else []
+    loaded = load_model(model)
+    model_files = [path, *io.external_files(loaded)] if path is not None else []
     files = (*model_files, *_source_files(calib, eval, target), *keep)
     folder = Path(dump_dir) if dump_dir is not None else None
     _check_written(output, report, folder, steps, files)
 
     progress, watch = progress or Silent(), watch or (lambda line: None)
-    shaped = copied(original)
-    infer_shapes(shaped)
-    refresh_scopes(shaped)
+    original, declared, losses = Skeleton(loaded), Declared.of(loaded), io.losses(loaded)
+    external = path is not None and has_external_data(loaded)
+    first = Stage(original, infer_shapes(loaded, original), live=loaded)
     samples = Samples()
     calibrates = any(step.needs_calibration for step in steps)
     if measure or verify == "numeric" or calibrates or calib is not None or eval is not None:
         limit = memory if memory is not None or calibrates else RUN_MEMORY_BYTES
         samples = open_samples(
             original,
+            first.model,
             calib,
             eval,
             preprocessing,
             input_shapes,
             seed,
-            shaped=shaped,
             threads=threads,
             memory=limit,
             compares=measure,
@@ -158,10 +159,10 @@ def optimize(
     )
     context.unrunnable = samples.unrunnable
     context.begin("load")
-    for loss in io.losses(original):
+    for loss in losses:
         context.note(None, loss)
     if samples.calibration is not None and not samples.unrunnable:
-        doubt = preprocessing_doubt(original, samples.calibration)
+        doubt = preprocessing_doubt(first.model, samples.calibration)
         if doubt is not None:
             context.begin("calib")
             context.note(None, doubt)
@@ -178,12 +179,12 @@ def optimize(
         )
     for step in steps:
         context.begin(step.name)
-        step.requires(shaped, context)
+        step.requires(first.model, context)
     made = folder is not None and _make_folder(folder)
 
     feed = samples.feeds[0] if measure and samples.feeds else None
     file_size = _total_bytes(model_files) if model_files else None
-    before = measure_size(shaped, feed=feed, shaped=shaped, original=original, written=file_size)
+    before = measure_size(first.model, feed=feed, shaped=first.model, inner=declared.inner, written=file_size)
     manager = Manager(
         context,
         samples.feeds,
@@ -193,13 +194,15 @@ def optimize(
         dump_dir=folder,
         reproducer_dir=folder or _reproducer_folder(output),
         before=before,
-        measure=lambda model: measure_size(model, feed=feed, shaped=model, original=original),
-        assess=judge.fidelity if judge else lambda _: None,
+        measure=lambda stage: measure_size(
+            stage.model, feed=feed, shaped=stage.model, skeleton=stage.skeleton, inner=declared.inner
+        ),
+        judge=judge,
         watch=watch,
     )
     gc.freeze()  # what is there by now stays until the end: collections need not look at it
     try:
-        stages = manager.run(original, shaped, steps)
+        stages = manager.run(first, steps)
         if judge is not None:
             watch("measuring against the original")
         stages, fidelity, speed = never_worse(stages, steps, manager, judge, before)
@@ -209,7 +212,9 @@ def optimize(
             with contextlib.suppress(OSError):  # it may hold the reproducer of a broken pass
                 folder.rmdir()
         raise
-    final = stages[-1].model
+    kept = sum(stage.record is not None and stage.record.status == "applied" for stage in stages)
+    final = stages[-1].take() if kept else original.revive()
+    drop_inferred(final, declared)
 
     told = Report(
         input=str(path or ""),
@@ -225,7 +230,7 @@ def optimize(
         before=before,
         after=before,
         passes=tuple(stage.record for stage in stages if stage.record is not None),
-        kept=sum(stage.record is not None and stage.record.status == "applied" for stage in stages),
+        kept=kept,
         verdict="",
         fidelity=fidelity,
         speed=speed,
@@ -233,12 +238,12 @@ def optimize(
         notes=tuple(context.notes),
         seconds=0.0,
     )
-    final = noted(final, original, told)
+    note_in(final, told)
     if output is not None:
-        written = io.save(final, output, inputs=files, external=path is not None and has_external_data(original))
+        written = io.save(final, output, inputs=files, external=external)
         size = _total_bytes(written)
     else:
-        size = written_bytes(final, final)
+        size = written_bytes(Skeleton(final), Declared.of(final).inner)
     after = replace(size_of(stages[-1], before), file_bytes=size)
     told = replace(told, after=after, verdict=verdict(told, after), seconds=time.perf_counter() - start)
     if report is not None:

@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from onnxedge.errors import UserError
 from onnxedge.measure import measure_size
-from onnxedge.model.graph import constant_node_tensor, graphs_of, is_standard, static_shape
-from onnxedge.operators import macs, subgraphs
+from onnxedge.model.graph import constant_node_tensor, graphs_of, is_standard, static_shape, subgraphs
+from onnxedge.operators import macs
 from onnxedge.placement import place
 from onnxedge.report.records import Measure
 from onnxedge.target import Target

@@ -2,49 +2,69 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx_ir as ir
 
 from onnxedge.errors import PassError, UserError, first_line
-from onnxedge.model.copy import copied
+from onnxedge.measure import Judge
+from onnxedge.model.content import content_of
 from onnxedge.model.files import data_file
-from onnxedge.model.graph import graphs_of
+from onnxedge.model.graph import graphs_of, unordered
+from onnxedge.model.interface import Interface
 from onnxedge.model.io import runnable, save
 from onnxedge.model.names import refresh_scopes
+from onnxedge.model.skeleton import Skeleton
 from onnxedge.model.spill import forget_pages
 from onnxedge.passes import Context, Pass, Result
 from onnxedge.pipeline import format_pass, format_pipeline
 from onnxedge.report.records import Fidelity, Measure, PassRecord
 from onnxedge.runtime import CannotRun, Feed, Level, Session, flattened
-from onnxedge.verify import Broken, Difference, Outputs, check_numbers, check_structure, infer_shapes
+from onnxedge.verify import Broken, Difference, Inferred, Outputs, adopt, check_numbers, check_structure, infer_shapes
 
 Verify = Literal["off", "structure", "numeric"]
 logger = logging.getLogger(__name__)
-_MANY_NODES = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stage:
-    """Hold the model behind a pass, or the one that came in (record None).
+    """Hold the model behind a pass, or the one that came in (record None), as a protobuf while nobody asks for it.
 
     Attributes:
-        model: never edited again.
-        shaped: the same with shapes inferred, which the next pass gets a copy of.
+        skeleton: the model.
+        inferred: the shapes that were inferred since.
         record: what the pass did.
         note_count: how many notes there were by then.
     """
 
-    model: ir.Model
-    shaped: ir.Model
-    record: PassRecord | None
+    skeleton: Skeleton
+    inferred: Inferred
+    record: PassRecord | None = None
     note_count: int = 0
+    live: ir.Model | None = None
+
+    @property
+    def model(self) -> ir.Model:
+        """Return the model, with shapes inferred; not to be edited."""
+        if self.live is None:
+            self.live = self.skeleton.revive()
+            if self.inferred is not None:
+                adopt(self.live.graph, self.inferred)
+        return self.live
+
+    def take(self) -> ir.Model:
+        """Return the model to be edited; what the stage holds stays what it was."""
+        model, self.live = self.model, None
+        return model
+
+    def but(self, record: PassRecord | None, **changes: Any) -> Stage:
+        """Return a stage with the same model and another record."""
+        return replace(self, record=record, live=None, **changes)
 
 
 def dump_name(number: int, step: Pass) -> str:
@@ -63,8 +83,8 @@ class Manager:
         strict: a broken promise ends the run instead of being rolled back.
         dump_dir: folder for the model behind each pass, and for reproducers.
         before: size of the model that comes in.
-        measure: gives the size of a model whose shapes are inferred.
-        assess: compares a model with the original; asked behind each lossy pass.
+        measure: gives the size of a stage's model.
+        judge: compares models with the original; asked behind each lossy pass.
         watch: called with a line at each step.
     """
 
@@ -79,29 +99,29 @@ class Manager:
         dump_dir: Path | None,
         reproducer_dir: Path,
         before: Measure,
-        measure: Callable[[ir.Model], Measure],
-        assess: Callable[[ir.Model], Fidelity | None],
+        measure: Callable[[Stage], Measure],
+        judge: Judge | None,
         watch: Callable[[str], None],
     ) -> None:
         self.context, self.feeds, self.verify, self.strict = context, feeds, verify, strict
         self.dump_dir, self.reproducer_dir = dump_dir, reproducer_dir
-        self.before, self.measure, self.assess, self.watch = before, measure, assess, watch
+        self.before, self.measure, self.judge, self.watch = before, measure, judge, watch
         self._reference = reference
         self._dumped: list[Path] = []
 
-    def run(self, model: ir.Model, shaped: ir.Model, passes: Sequence[Pass]) -> list[Stage]:
+    def run(self, first: Stage, passes: Sequence[Pass]) -> list[Stage]:
         """Return the model that came in and the model behind each pass, in order.
 
         Args:
-            model: not changed.
-            shaped: the same with shapes inferred; not changed.
+            first: the model that came in.
             passes: the whole pipeline.
 
         Raises:
             PassError: a pass broke its promise and ``strict`` is set.
             UserError: a pass cannot work on what the user gave.
         """
-        return self._run([Stage(model, shaped, None, len(self.context.notes))], passes)
+        first.note_count = len(self.context.notes)
+        return self._run([first], passes)
 
     def _run(self, stages: list[Stage], passes: Sequence[Pass]) -> list[Stage]:
         """Run the passes behind those whose stages are given."""
@@ -109,10 +129,9 @@ class Manager:
         for number, step in enumerate(passes[len(stages) - 1 :], len(stages)):
             self.watch(f"{number}/{len(passes)} {format_pass(step)}")
             stage = self._step(stages[-1], step, passes)
-            if number < len(passes) and len(stages[-1].model.graph) > _MANY_NODES:
-                gc.collect()  # a graph refers to itself: what a pass left behind would stay in memory
-            stages.append(replace(stage, note_count=len(self.context.notes)))
-            self._dump(stage.model, number, step)
+            stage.note_count = len(self.context.notes)
+            stages.append(stage)
+            self._dump(stage, number, step)
         return stages
 
     def take_back(self, stages: Sequence[Stage], passes: Sequence[Pass], number: int, reason: str) -> list[Stage]:
@@ -131,18 +150,18 @@ class Manager:
         self.context.begin(step.name)
         self.context.note(None, f"taken back: the model {reason}")
         record = replace(record, status="rolled back", reason=reason, after=self._size(before))
-        taken = replace(before, record=record, note_count=len(self.context.notes))
-        self._dump(before.model, number, step)
+        taken = before.but(record, note_count=len(self.context.notes))
+        self._dump(taken, number, step)
         self._reference = None
         return self._run([*stages[:number], taken], passes)
 
     def _size(self, stage: Stage) -> Measure:
         return stage.record.after if stage.record is not None and stage.record.after is not None else self.before
 
-    def _dump(self, model: ir.Model, number: int, step: Pass) -> None:
+    def _dump(self, stage: Stage, number: int, step: Pass) -> None:
         if self.dump_dir is not None:
             file = self.dump_dir / dump_name(number, step)
-            save(model, file)
+            save(stage.model, file)
             self._dumped.extend((file, data_file(file)))
 
     def remove_dumps(self) -> None:
@@ -154,9 +173,14 @@ class Manager:
         self.context.begin(step.name)
         if step.needs_calibration and self.context.unrunnable:
             self.context.note(None, f"left alone, it cannot be calibrated or measured: {self.context.unrunnable}")
-            return self._unchanged(before, step, Result(), 0.0)
-        model = copied(before.shaped)
+            return self._unchanged(before, step, Result(), 0.0, before.take())
+        if self.judge is not None:
+            self.judge.forget()
+        model = before.take()
+        model.meta.clear()
         refresh_scopes(model)
+        numbers = _Numbers.of(model) if self.verify == "numeric" else _Numbers(half=False, quantized=False)
+        interface, content = Interface.of(model), content_of(model)
         start = time.perf_counter()
         try:
             result = step.run(model, self.context)
@@ -168,45 +192,65 @@ class Manager:
             logger.info("%s raised", step.name, exc_info=True)
             return self._roll_back(before, step, passes, f"raised {type(err).__name__}: {first_line(err)}", err)
         seconds = time.perf_counter() - start
-        _forget_weights(before.model)
+        for tensor in before.skeleton.tensors():
+            forget_pages(tensor)
         if result.rewrites == 0:
-            return self._unchanged(before, step, result, seconds)
+            same = content_of(model) == content
+            return self._unchanged(before, step, result, seconds, model if same else None)
         _raise_ir_version(model)
         try:
-            difference = self._verify(before.model, model, step)
-            fidelity = self.assess(model) if step.accuracy == "lossy" else None
+            after = self._checked(model, interface, step)
+            difference = self._compare(before, model, step, numbers)
+            fidelity = self.judge.fidelity(model) if self.judge is not None and step.accuracy == "lossy" else None
         except (Broken, CannotRun) as err:
             return self._roll_back(before, step, passes, str(err), err)
-        record = self._record(step, "applied", result, seconds, self.measure(model), difference, fidelity)
-        return Stage(model, model, record)
+        after.record = self._record(step, "applied", result, seconds, self.measure(after), difference, fidelity)
+        return after
 
-    def _unchanged(self, before: Stage, step: Pass, result: Result, seconds: float) -> Stage:
-        record = self._record(step, "no change", result, seconds, self._size(before))
-        return replace(before, record=record)
+    def _unchanged(self, before: Stage, step: Pass, result: Result, seconds: float, live: ir.Model | None) -> Stage:
+        stage = before.but(self._record(step, "no change", result, seconds, self._size(before)))
+        stage.live = live
+        return stage
 
-    def _verify(self, before: ir.Model, model: ir.Model, step: Pass) -> Difference | None:
+    def _checked(self, model: ir.Model, before: Interface, step: Pass) -> Stage:
+        """Return the stage of a model behind a pass.
+
+        Raises:
+            Broken: it is not valid, or others cannot use it as they used the one before.
+        """
         if self.verify == "off":
-            infer_shapes(model)
-            return None
-        check_structure(model, before, fixes_defaults=step.fixes_defaults)
-        if self.verify == "structure" or not self.feeds:
+            skeleton = Skeleton(model)
+            return Stage(skeleton, infer_shapes(model, skeleton), live=model)
+        skeleton, inferred = check_structure(model, before, fixes_defaults=step.fixes_defaults)
+        return Stage(skeleton, inferred, live=model)
+
+    def _compare(self, before: Stage, model: ir.Model, step: Pass, numbers: _Numbers) -> Difference | None:
+        """Run a model and return how far it is from the one before; None where it is not to be run.
+
+        Raises:
+            Broken: further than the pass promised.
+            CannotRun: the runtime fails on it.
+        """
+        if self.verify != "numeric" or not self.feeds:
             return None
         if self._reference is None:
-            self._reference = self._outputs(before)
+            self._reference = self._outputs(before.model)
         with runnable(model) as source:
             outputs = self._outputs(source)
             self._check_optimized(source)
-        promise = "rounding" if step.accuracy == "exact" and _has_half(before) else step.accuracy
+        promise = "rounding" if step.accuracy == "exact" and numbers.half else step.accuracy
         try:
-            difference = check_numbers(self._reference, outputs, promise, quantized=_is_quantized(before))
+            difference = check_numbers(self._reference, outputs, promise, quantized=numbers.quantized)
         except Broken as err:
             if promise != "exact":
                 raise
-            difference = self._check_folded(before, model, outputs, err)
+            difference = self._check_folded(before.model, model, outputs, err, numbers)
         self._reference = outputs
         return difference
 
-    def _check_folded(self, before: ir.Model, model: ir.Model, outputs: Outputs, fault: Broken) -> Difference:
+    def _check_folded(
+        self, before: ir.Model, model: ir.Model, outputs: Outputs, fault: Broken, numbers: _Numbers
+    ) -> Difference:
         """Hold an exact pass to its promise with all constants folded by the runtime, as users run both models.
 
         Without its optimizations ONNX Runtime packs the weight of a MatMul, Gemm, LSTM, GRU or ConvTranspose only where
@@ -218,7 +262,7 @@ class Manager:
         assert self._reference is not None
         try:
             check_numbers(self._outputs(before, "basic"), self._outputs(model, "basic"), "exact")
-            return check_numbers(self._reference, outputs, "rounding", quantized=_is_quantized(before))
+            return check_numbers(self._reference, outputs, "rounding", quantized=numbers.quantized)
         except Broken:
             raise fault from None
 
@@ -241,8 +285,7 @@ class Manager:
         if self.strict:
             raise PassError(step.name, reason, folder) from cause
         self.context.note(None, f"rolled back: {reason}; reproducer in {folder}")
-        record = self._record(step, "rolled back", Result(), 0.0, self._size(before), reason=reason)
-        return replace(before, record=record)
+        return before.but(self._record(step, "rolled back", Result(), 0.0, self._size(before), reason=reason))
 
     def _leave_reproducer(self, before: ir.Model, step: Pass, passes: Sequence[Pass]) -> Path:
         """Write the model before a broken pass, and what repeats it."""
@@ -292,29 +335,22 @@ class Manager:
         )
 
 
-def _is_quantized(model: ir.Model) -> bool:
-    return any(
-        node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for graph in graphs_of(model) for node in graph
-    )
+@dataclass(frozen=True)
+class _Numbers:
+    """Say what a model computes in, which decides how closely the outputs of the next one are compared."""
 
+    half: bool  #: 16 bits: the CPU runtime computes in 32, and rounds where nodes meet
+    quantized: bool
 
-def _has_half(model: ir.Model) -> bool:
-    """Tell whether a model computes in 16 bits: the CPU runtime does so in 32, and rounds where nodes meet."""
-    half = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    return any(
-        value.dtype in half
-        for graph in graphs_of(model)
-        for node in graph
-        for value in (*node.inputs, *node.outputs)
-        if value
-    )
-
-
-def _forget_weights(model: ir.Model) -> None:
-    """Give back the memory of weights that a pass read and that lie in files."""
-    for graph in graphs_of(model):
-        for value in graph.initializers.values():
-            forget_pages(value.const_value)
+    @classmethod
+    def of(cls, model: ir.Model) -> _Numbers:
+        """Look at all nodes and values of a model."""
+        nodes = [node for graph in graphs_of(model) for node in unordered(graph)]
+        half = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+        return cls(
+            any(value.dtype in half for node in nodes for value in (*node.inputs, *node.outputs) if value),
+            any(node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in nodes),
+        )
 
 
 def _raise_ir_version(model: ir.Model) -> None:

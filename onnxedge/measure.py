@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from onnxedge.model.copy import copied
 from onnxedge.model.graph import constant_node_tensor, graphs_of
 from onnxedge.model.io import file_bytes
 from onnxedge.model.serialize import weight_bytes, written_bytes
+from onnxedge.model.skeleton import Skeleton
 from onnxedge.operators import batch_one_shape, macs, model_macs
 from onnxedge.passes import Progress
 from onnxedge.report.records import Fidelity, Measure, Speed
@@ -39,7 +40,8 @@ def measure_size(
     path: Path | None = None,
     shaped: ir.Model | None = None,
     feed: Feed | None = None,
-    original: ir.Model | None = None,
+    skeleton: Skeleton | None = None,
+    inner: Container[str | None] = (),
     written: int | None = None,
 ) -> Measure:
     """Return the size of a model.
@@ -49,11 +51,12 @@ def measure_size(
         path: its file, whose own size is taken; otherwise that of the file that the model would make.
         shaped: the same with shapes inferred, where the caller has it.
         feed: one sample, whose sizes are taken for the inputs' free dimensions; without it they stay unknown.
-        original: what it was made from, whose declared shapes are written again.
+        skeleton: of the model, where the caller has it.
+        inner: names of values inside whose types are written.
         written: bytes of its files, where the caller knows them.
     """
     if written is None:
-        written = file_bytes(path) if path is not None else written_bytes(model, original)
+        written = file_bytes(path) if path is not None else written_bytes(skeleton or Skeleton(model), inner)
     graphs = list(graphs_of(model))
     tensors = [v.const_value for graph in graphs for v in graph.initializers.values() if v.const_value is not None]
     constants = [constant_node_tensor(n) for graph in graphs for n in graph if n.op_type == "Constant"]
@@ -148,10 +151,14 @@ class Judge:
         self.feed: Feed = next(iter(data.feeds(1)))
 
     def _session(self, model: ir.Model | Path) -> Session:
-        """Return a session on a model, the last one again where it is the same model."""
+        """Return a session on a model, the last one again where it is the same model, see :meth:`forget`."""
         if self._last is None or self._last[0] is not model:
             self._last = (model, Session(model, threads=self.threads))
         return self._last[1]
+
+    def forget(self) -> None:
+        """Forget the last model: it is going to be edited."""
+        self._last = None
 
     def fidelity(self, model: ir.Model | Path) -> Fidelity:
         """Return how a model's outputs compare with the original's on all samples, one batch in memory at a time.

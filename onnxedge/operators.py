@@ -7,12 +7,14 @@ no pass may reason through it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
 import onnx_ir as ir
+
+from onnxedge.model.graph import subgraphs
 
 Kind = Literal[
     "elementwise",  # equal indices after broadcasting; no other element is looked at
@@ -284,14 +286,3 @@ def _graph_macs(
             total += known[key]
         total += max((_graph_macs(model, graph, shape_of, known) for graph in subgraphs(node)), default=0)
     return total
-
-
-def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """Yield the graphs in a node's attributes: branches of an If, the body of a Loop or Scan."""
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxedge.errors import UserError
 from onnxedge.model.graph import node_label
+from onnxedge.model.skeleton import Skeleton
 
 if TYPE_CHECKING:
     from onnxedge.data import Data
@@ -80,7 +81,6 @@ class Context:
         seed: seed of all randomness.
         threads: threads that ONNX Runtime may use.
         progress: where long loops show how far they have come.
-        original: the model as it was before the first pass, for lossy passes that compare with it; never edited.
         unrunnable: why ONNX Runtime cannot run the model, empty where it can; then nothing can be calibrated.
         rule: which rule or step of the pass speaks, as :meth:`speaking` set it.
         notes: what passes said, in order.
@@ -91,7 +91,7 @@ class Context:
         target: Target,
         calibration: Data | None,
         *,
-        original: ir.Model,
+        original: ir.Model | Skeleton,
         evaluation: Data | None = None,
         seed: int = 0,
         threads: int = 1,
@@ -100,7 +100,7 @@ class Context:
         self.target = target
         self._calibration = calibration
         self.evaluation = evaluation
-        self.original = original
+        self._original = original
         self.seed = seed
         self.threads = threads
         self.progress: Progress = progress or Silent()
@@ -110,6 +110,13 @@ class Context:
         self.rule = ""
         self._seen: set[Note] = set()
         self._analyses: dict[str, object] = {}
+
+    @property
+    def original(self) -> ir.Model:
+        """Return the model as it was before the first pass, for lossy passes that compare with it; not to be edited."""
+        if isinstance(self._original, Skeleton):
+            self._original = self._original.revive()
+        return self._original
 
     @property
     def calibration(self) -> Data:

@@ -20,6 +20,7 @@ from onnxedge.model.copy import copied
 from onnxedge.model.graph import graphs_of, node_label, static_shape
 from onnxedge.model.io import runnable
 from onnxedge.model.serialize import weight_bytes
+from onnxedge.model.skeleton import Skeleton
 from onnxedge.operators import operator
 from onnxedge.probe import check_survives
 from onnxedge.runtime import CannotRun, Feed, InputSpec, Session, flattened, model_inputs
@@ -64,14 +65,14 @@ class Samples:
 
 
 def open_samples(
-    model: ir.Model,
+    skeleton: Skeleton,
+    shaped: ir.Model,
     calib: Any,
     evaluation: Any,
     preprocess: Preprocess | None,
     shapes: Mapping[str, Sequence[int]] | None,
     seed: int,
     *,
-    shaped: ir.Model | None = None,
     threads: int = 1,
     memory: int | None = None,
     compares: bool = True,
@@ -79,18 +80,19 @@ def open_samples(
     """Open the user's samples, or synthesise some; find out whether the runtime runs the model at all.
 
     Args:
-        model: not changed.
+        skeleton: of the model as it is written.
+        shaped: the model with shapes inferred; not changed.
         calib, evaluation, preprocess, shapes, seed: as the user gave them.
-        shaped: the model with shapes inferred, where the caller has it.
         threads: of the session.
         memory: bytes that running the model and those made from it may take; None to run any.
         compares: whether other models will be run on the samples to compare on; else the model is not tried on them.
     """
-    specs = fixed_inputs(model_inputs(model), shapes)
+    specs = fixed_inputs(model_inputs(shaped), shapes)
     given = open_data(calib, specs, preprocess) if calib is not None else None
     compared = open_data(evaluation, specs, preprocess) if evaluation is not None else None
     try:
-        check_size(model, memory)
+        check_size(shaped, memory)
+        model = skeleton.revive()
         fitted = check_memory(model, shaped=shaped)
         check_survives(model, fitted, memory if memory != RUN_MEMORY_BYTES else None)
         with runnable(model) as source:

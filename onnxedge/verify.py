@@ -15,11 +15,13 @@ import onnx_ir as ir
 from onnxedge.errors import OnnxEdgeError, first_line
 from onnxedge.metrics import sqnr_db
 from onnxedge.model.graph import constant, nest
-from onnxedge.model.skeleton import skeleton
+from onnxedge.model.interface import Interface, Port
+from onnxedge.model.skeleton import Skeleton
 from onnxedge.passes import Accuracy
 
 Array = np.ndarray[Any, Any]
 Outputs = Sequence[Mapping[str, Array]]
+Inferred = onnx.GraphProto | None
 
 #: Largest error, as a share of the largest output, that float arithmetic in another order explains, by dtype.
 ROUNDING = {"float16": 2e-2, "float32": 1e-3, "float64": 1e-6}
@@ -49,25 +51,35 @@ PROPAGATED_ELEMENTS = 4096
 INLINED_NODES = 200_000
 
 
-def infer_shapes(model: ir.Model) -> None:
-    """Fill in the types and shapes that follow from the inputs; what cannot be inferred stays as it was."""
-    if _is_inferable(model):
-        _forget_generated(model)
-        _infer(model, skeleton(model))
+def infer_shapes(model: ir.Model, skeleton: Skeleton | None = None) -> Inferred:
+    """Fill in the types and shapes that follow from the inputs; what cannot be inferred stays as it was.
+
+    Args:
+        model: edited in place.
+        skeleton: of the model, where the caller has it.
+
+    Returns:
+        What was found, for :func:`adopt` on a model that is made of the skeleton again; None where there is nothing.
+    """
+    if not _is_inferable(model):
+        return None
+    renamed = _forget_generated(model)
+    return _infer(model, Skeleton(model) if skeleton is None or renamed else skeleton)
 
 
-def _infer(model: ir.Model, proto: onnx.ModelProto) -> None:
+def _infer(model: ir.Model, skeleton: Skeleton) -> Inferred:
     try:
         inferred = onnx.shape_inference.infer_shapes(
-            proto, check_type=False, strict_mode=False, data_prop=not _data_grows(model)
+            skeleton.proto(), check_type=False, strict_mode=False, data_prop=not _data_grows(model)
         )
     except Exception as err:  # onnx's inference raises types of its own; the model is unchanged then
         logger.info("shape inference failed: %s", first_line(err))
-        return
-    _adopt_graph(model.graph, inferred.graph)
+        return None
+    adopt(model.graph, inferred.graph)
+    return inferred.graph
 
 
-def _adopt_graph(graph: ir.Graph, proto: onnx.GraphProto) -> None:
+def adopt(graph: ir.Graph, proto: onnx.GraphProto) -> None:
     """Take over what was inferred for a graph and the graphs nested in it."""
     kinds = {info.name: info.type for field in (proto.value_info, proto.output) for info in field}
     bodies: list[tuple[int, ir.Attr]] = []
@@ -80,7 +92,7 @@ def _adopt_graph(graph: ir.Graph, proto: onnx.GraphProto) -> None:
         body, inner = attribute.as_graph(), next(a.g for a in proto.node[index].attribute if a.name == attribute.name)
         for value, info in zip(body.inputs, inner.input, strict=True):
             _adopt(value, info.type)
-        _adopt_graph(body, inner)
+        adopt(body, inner)
 
 
 def _adopt(value: ir.Value, kind: onnx.TypeProto) -> None:
@@ -104,13 +116,20 @@ def _is_generated(dim: int | ir.SymbolicDim) -> bool:
     return not isinstance(dim, int) and str(dim.value or "").startswith(_GENERATED)
 
 
-def _forget_generated(model: ir.Model) -> None:
-    """Drop the names that an earlier inference gave: the next one may give them to other dimensions."""
+def _forget_generated(model: ir.Model) -> bool:
+    """Drop the names that an earlier inference gave: the next one may give them to other dimensions.
+
+    Returns:
+        Whether there were any.
+    """
+    found = False
     for graph in nest(model.graph):
         for value in (value for node in graph for value in node.outputs):
             shape = value.shape
             if shape is not None and any(_is_generated(dim) for dim in shape):
                 value.shape = ir.Shape([None if _is_generated(dim) else dim for dim in shape])
+                found = True
+    return found
 
 
 def _data_grows(model: ir.Model) -> bool:
@@ -184,41 +203,43 @@ def _repeats_index(einsum: ir.Node) -> bool:
     return any(len(set(term)) < len(term) for term in letters)
 
 
-def check_structure(model: ir.Model, before: ir.Model, *, fixes_defaults: bool = False) -> None:
+def check_structure(model: ir.Model, before: Interface, *, fixes_defaults: bool = False) -> tuple[Skeleton, Inferred]:
     """Check that a model is valid and has the interface of the model before, and infer its shapes on the way.
 
     Args:
         model: to check.
-        before: what it was made from.
+        before: that of the model that it was made from.
         fixes_defaults: inputs that have a default may be gone, as they may below IR version 4, where ONNX Runtime takes
             no value for them.
+
+    Returns:
+        The model's skeleton, and the shapes that were inferred since.
 
     Raises:
         Broken: with the first thing found.
     """
-    inputs: Sequence[ir.Value] = before.graph.inputs
+    inputs = before.inputs
     if fixes_defaults or before.ir_version < 4:
         kept = {value.name for value in model.graph.inputs}
-        inputs = [value for value in inputs if not value.is_initializer() or value.name in kept]
+        inputs = tuple(port for port in inputs if not port.has_default or port.name in kept)
     for kind, old, new in (
         ("input", inputs, model.graph.inputs),
-        ("output", before.graph.outputs, model.graph.outputs),
+        ("output", before.outputs, model.graph.outputs),
     ):
         _check_interface(kind, old, new)
     _forget_generated(model)
     try:
-        proto = skeleton(model)
-        onnx.checker.check_model(proto)
+        skeleton = Skeleton(model)
+        onnx.checker.check_model(skeleton.proto())
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as err:
         raise Broken(f"the model is not valid any more: {first_line(err)}") from err
-    for key in before.metadata_props:
+    for key in sorted(before.metadata):
         if key not in model.metadata_props:
             raise Broken(f"metadata {key!r} is gone")
-    if _is_inferable(model):
-        _infer(model, proto)
+    return skeleton, _infer(model, skeleton) if _is_inferable(model) else None
 
 
-def _check_interface(kind: str, old: Sequence[ir.Value], new: Sequence[ir.Value]) -> None:
+def _check_interface(kind: str, old: Sequence[Port], new: Sequence[ir.Value]) -> None:
     names, now = [v.name for v in old], [v.name for v in new]
     if names != now:
         raise Broken(f"{kind}s changed from {names} to {now}")

@@ -71,6 +71,17 @@ class Crash(Pass):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Deny(Pass):
+    """Edit the model and say that nothing was done."""
+
+    name: ClassVar[str] = "deny"
+
+    def run(self, model: ir.Model, context: Context) -> Result:
+        Scale().run(model, context)
+        return Result()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rename(Pass):
     """Rename an output, which breaks the interface."""
 
@@ -147,6 +158,12 @@ def test_passes_behind_a_broken_one_still_run(
     report = untimed(linear, [Scale(), ScaleLossy(factor=1.01), Crash()]).report
     assert [record.status for record in report.passes] == ["rolled back", "applied", "rolled back"]
     assert report.passes[1].fidelity is not None
+
+
+def test_the_next_pass_sees_nothing_of_an_edit_that_was_denied(linear: onnx.ModelProto) -> None:
+    result = untimed(linear, [Deny(), Rename(), Deny()])
+    assert [record.status for record in result.report.passes] == ["no change", "rolled back", "no change"]
+    assert np.array_equal(outputs(result.model), outputs(linear))
 
 
 def test_a_lossy_pass_that_strays_is_taken_back(linear: onnx.ModelProto) -> None:

@@ -13,14 +13,17 @@ import pytest
 
 from onnxedge.errors import UserError
 from onnxedge.model import io
+from onnxedge.model.content import content_of
 from onnxedge.model.edit import set_constant
 from onnxedge.model.files import scratch_directory
-from onnxedge.model.graph import constant
+from onnxedge.model.graph import constant, graphs_of
 from onnxedge.model.names import refresh_scopes
 from onnxedge.model.serialize import has_external_data, to_proto, written_bytes
-from onnxedge.model.skeleton import skeleton
+from onnxedge.model.skeleton import Skeleton
 from onnxedge.runtime import Session
+from onnxedge.verify import infer_shapes
 
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 TEXT = """
 <ir_version: 8, opset_import: ["" : 17]>
 tiny (float[N, 4] x) => (float[N, 4] y)
@@ -251,11 +254,39 @@ def test_edited_weights_of_a_large_model_leave_memory(tmp_path: Path, monkeypatc
     assert np.allclose(constant(io.load(tmp_path / "out.onnx").graph[0].inputs[1]), 2 * array)
 
 
+@pytest.mark.parametrize("name", [path.name for path in sorted(FIXTURES.glob("*.onnx"))])
+def test_a_model_is_revived_from_its_skeleton(name: str) -> None:
+    model = io.load(FIXTURES / name)
+    infer_shapes(model)
+    before = to_proto(model)
+    skeleton = Skeleton(model)
+    for graph in list(graphs_of(model)):  # what becomes of the model is nothing to the skeleton
+        for node in graph:
+            node.attributes.clear()
+            node.name = "edited"
+        for value in graph.initializers.values():
+            value.const_value = None
+    revived = skeleton.revive()
+    assert to_proto(revived) == before
+    assert {id(v.const_value) for g in graphs_of(revived) for v in g.initializers.values()} == {
+        id(tensor) for tensor in skeleton.tensors()
+    }
+
+
+def test_content_tells_of_edits() -> None:
+    model = io.load(FIXTURES / "branch_if.onnx")
+    before = content_of(model)
+    assert content_of(model) == before
+    inner = list(graphs_of(model))[-1]
+    inner[0].attributes["note"] = ir.AttrInt64("note", 1)
+    assert content_of(model) != before
+
+
 def test_a_skeleton_holds_no_weights(fixtures: Path) -> None:
     model = io.load(fixtures / "external_data.onnx")
     before = to_proto(model).SerializeToString()
-    proto = skeleton(model)
+    proto = Skeleton(model).proto()
     assert proto.ByteSize() < 10_000
     onnx.checker.check_model(proto)
     assert to_proto(model).SerializeToString() == before
-    assert abs(written_bytes(model) - len(before)) < 0.05 * len(before)
+    assert abs(written_bytes(Skeleton(model)) - len(before)) < 0.05 * len(before)

@@ -8,6 +8,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
+from onnxedge.model.interface import Interface
 from onnxedge.passes import Accuracy
 from onnxedge.verify import Broken, check_numbers, check_structure, infer_shapes
 
@@ -60,7 +61,7 @@ def model(text: str) -> ir.Model:
 
 def test_the_interface_stays() -> None:
     before = model("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
-    check_structure(model("g (float[N,4] x) => (float[N,4] y) { y = Abs(x) }"), before)
+    check_structure(model("g (float[N,4] x) => (float[N,4] y) { y = Abs(x) }"), Interface.of(before))
     for text, message in (
         ("g (float[N,4] x) => (float[N,4] z) { z = Relu(x) }", "outputs changed"),
         ("g (float[N,4] x) => (double[N,4] y) { y = Cast<to=11>(x) }", "changed from FLOAT to DOUBLE"),
@@ -68,7 +69,7 @@ def test_the_interface_stays() -> None:
         ("g (float[N,5] x) => (float[N,5] y) { y = Relu(x) }", "changed shape"),
     ):
         with pytest.raises(Broken, match=message):
-            check_structure(model(text), before)
+            check_structure(model(text), Interface.of(before))
 
 
 def test_shape_inference_ends_on_a_repeated_einsum_index() -> None:

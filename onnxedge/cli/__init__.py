@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that ``onnxedge --help`` ans
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -73,6 +74,7 @@ class Commands(click.Group):
         except Exception as err:  # the one place where whatever went wrong becomes one line for the user
             code = _report_error(err, verbose)
         if standalone_mode:
+            gc.freeze()  # a large graph takes seconds to take apart, and the process ends here
             sys.exit(code if isinstance(code, int) else 0)
         return code
 

@@ -28,15 +28,28 @@ def nest(graph: ir.Graph) -> list[ir.Graph]:
     while stack:
         outer = stack.pop()
         found.append(outer)
-        inner: list[ir.Graph] = []
-        for node in outer:
-            for attribute in node.attributes.data.values():  # the mapping's own views are slow, and there are many
-                if attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
-                    inner.append(attribute.as_graph())
-                elif attribute.type == ir.AttributeType.GRAPHS and not attribute.is_ref():
-                    inner.extend(attribute.as_graphs())
-        stack.extend(reversed(inner))
+        if any(a.type in _HOLDS_GRAPHS for node in unordered(outer) for a in node._attributes.data.values()):
+            stack.extend(reversed([inner for node in outer for inner in subgraphs(node)]))
     return found
+
+
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs in a node's attributes: branches of an If, the body of a Loop or Scan."""
+    for attribute in node.attributes.data.values():  # the mapping's own views are slow, and there are many
+        if attribute.type not in _HOLDS_GRAPHS or attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        else:
+            yield from attribute.as_graphs()
+
+
+_HOLDS_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
+def unordered(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Yield the nodes of a graph in any order, in a third of the time; it must not be edited meanwhile."""
+    return (box.value for box in graph._nodes._value_ids_to_boxes.values() if box.value is not None)
 
 
 def is_overridable(value: ir.Value) -> bool:
@@ -64,12 +77,13 @@ def constant_node_tensor(node: ir.Node) -> ir.TensorProtocol | None:
     """Return the tensor that a Constant node holds, in whichever attribute form, or None for a form not dense."""
     if len(node.attributes) != 1:
         return None
-    attribute = next(iter(node.attributes.values()))
+    attribute = next(iter(node.attributes.data.values()))
     if attribute.is_ref():
         return None
     match attribute.name:
         case "value":
-            return attribute.as_tensor()
+            tensor: ir.TensorProtocol = attribute.value  # ``as_tensor`` looks whether it is one, which takes long
+            return tensor
         case "value_float":
             return ir.tensor(np.array(attribute.as_float(), np.float32))
         case "value_int":

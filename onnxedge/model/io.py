@@ -21,6 +21,7 @@ from onnxedge.model.check import check_external_data, check_graphs, check_tensor
 from onnxedge.model.files import data_file, flush, refuse_overwrite, remove, scratch_directory
 from onnxedge.model.graph import graphs_of
 from onnxedge.model.serialize import EMBED_LIMIT_BYTES, encoded, serialize, weight_bytes
+from onnxedge.model.skeleton import deserialize
 from onnxedge.model.sparse import densified
 from onnxedge.model.weights import in_memory, standing_in, write_weights
 from onnxedge.model.wire import Region, split
@@ -123,7 +124,7 @@ def _checked(proto: onnx.ModelProto, weights: Mapping[int, Array], source: str, 
     check_tensors(proto, source)
     proto = densified(proto, source)
     try:
-        model = ir.serde.deserialize_model(proto)
+        model = deserialize(proto)
     except Exception as err:  # onnx_ir wraps whatever it met in its own and other types
         raise UserError(f"{source}: cannot be read as a graph: {first_line(err)}") from err
     _put_in(weights, model, proto.graph)
@@ -133,9 +134,6 @@ def _checked(proto: onnx.ModelProto, weights: Mapping[int, Array], source: str, 
         for graph in graphs_of(model):
             ir.external_data.set_base_dir(graph, str(folder))
     check_graphs(model, source)
-    _forget_made_up_names(model.graph, proto.graph.node)
-    for function, function_proto in zip(model.functions.values(), proto.functions, strict=True):
-        _forget_made_up_names(function.graph, function_proto.node)
     return model
 
 
@@ -162,16 +160,6 @@ def _put_in(weights: Mapping[int, Array], model: ir.Model, proto: onnx.GraphProt
         )
         if value.name not in declared:
             value.shape = ir.Shape(array.shape)
-
-
-def _forget_made_up_names(graph: ir.Graph, protos: Sequence[onnx.NodeProto]) -> None:
-    """Leave nameless nodes nameless: onnx_ir gives them names of its own, which would only make the file larger."""
-    for node, proto in zip(graph, protos, strict=True):
-        if not proto.name:
-            node.name = ""
-        for attribute in proto.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _forget_made_up_names(node.attributes[attribute.name].as_graph(), attribute.g.node)
 
 
 def external_files(model: ir.Model) -> list[Path]:

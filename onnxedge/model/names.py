@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from onnxedge.model.graph import nest, unordered
 from onnxedge.model.spill import SPILLS_FROM_BYTES
 
 
@@ -23,26 +23,32 @@ class Scope:
     names: dict[str, int] = field(default_factory=dict)  #: taken value name -> last number tried behind it
     node_names: dict[str, int] = field(default_factory=dict)  #: the same for nodes: ONNX Runtime refuses equal ones
 
+    def take_names(self, graph: ir.Graph) -> None:
+        """Take the names of a graph's values and nodes."""
+        nodes = list(unordered(graph))
+        made = [value for node in nodes for value in node._outputs]
+        self.names.update((value.name or "", 0) for value in (*graph.inputs, *graph.initializers.values(), *made))
+        self.node_names.update((node.name or "", 0) for node in nodes)
+
 
 _SCOPE = "onnxedge.scope"
 
 
 def refresh_scopes(model: ir.Model) -> None:
     """Read the taken names of every graph anew; the manager calls it before each pass, whoever edited the graph."""
-    _refresh(model.graph, model.graph.subgraphs(), Scope(model.graph.opset_imports))
+    _refresh(model.graph, Scope(model.graph.opset_imports))
     for function in model.functions.values():
-        _refresh(function.graph, function.subgraphs(), Scope(function.opset_imports, is_function=True))
+        _refresh(function.graph, Scope(function.opset_imports, is_function=True))
 
 
-def _refresh(graph: ir.Graph, subgraphs: Iterable[ir.Graph], scope: Scope) -> None:
+def _refresh(graph: ir.Graph, scope: Scope) -> None:
     external_bytes = 0
-    for nested in (graph, *subgraphs):
+    for nested in nest(graph):
         nested.meta[_SCOPE] = scope
         tensors = (value.const_value for value in nested.initializers.values())
         external_bytes += sum(t.nbytes for t in tensors if isinstance(t, ir.ExternalTensor))
         scope.spills = external_bytes > SPILLS_FROM_BYTES
-        scope.names.update((name, 0) for name in _value_names(nested))
-        scope.node_names.update((node.name or "", 0) for node in nested)
+        scope.take_names(nested)
 
 
 def scope_of(graph: ir.Graph) -> Scope:
@@ -50,8 +56,7 @@ def scope_of(graph: ir.Graph) -> Scope:
     scope = graph.meta.get(_SCOPE)
     if scope is None:
         scope = Scope(graph.opset_imports)
-        scope.names.update((name, 0) for name in _value_names(graph))
-        scope.node_names.update((node.name or "", 0) for node in graph)
+        scope.take_names(graph)
         graph.meta[_SCOPE] = scope
     assert isinstance(scope, Scope)
     return scope
@@ -69,7 +74,7 @@ def unique_node_name(graph: ir.Graph, wish: str) -> str:
 
 def join_scope(graph: ir.Graph, outer: ir.Graph) -> None:
     """Let a graph that is moved into another one's nest, and what is nested in it, share that one's scope."""
-    for nested in (graph, *graph.subgraphs()):
+    for nested in nest(graph):
         nested.meta[_SCOPE] = scope_of(outer)
 
 
@@ -84,11 +89,3 @@ def _claim(taken: dict[str, int], wish: str) -> str:
         if name not in taken:
             taken[wish], taken[name] = count, 0
             return name
-
-
-def _value_names(graph: ir.Graph) -> Iterator[str]:
-    for value in (*graph.inputs, *graph.initializers.values()):
-        yield value.name or ""
-    for node in graph:
-        for value in node.outputs:
-            yield value.name or ""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import onnx
 import onnx_ir as ir
 
 from onnxedge.errors import UserError
-from onnxedge.model.copy import copied
 from onnxedge.model.graph import graphs_of
-from onnxedge.model.skeleton import large_bytes, skeleton
+from onnxedge.model.interface import Declared
+from onnxedge.model.skeleton import Skeleton
 from onnxedge.model.weights import in_file, in_memory, standing_in
 from onnxedge.model.wire import APART_BYTES, join
 
@@ -85,44 +85,33 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(t.nbytes for t in tensors if t is not None and t.dtype != ir.DataType.STRING)
 
 
-def written_bytes(model: ir.Model, original: ir.Model | None = None) -> int:
+def written_bytes(skeleton: Skeleton, inner: Container[str | None] = ()) -> int:
     """Return the bytes that a model's file would have, external weights counted, without writing or reading them.
 
     Args:
-        model: not changed.
-        original: what it was made from, as for :func:`without_inferred`.
+        skeleton: of the model.
+        inner: names of values inside whose types are written, as for :func:`drop_inferred`.
     """
-    proto, stubbed_bytes = skeleton(model), large_bytes(model)
-    declared = _declared(original)
-    kept = [info for info in proto.graph.value_info if info.name in declared]
+    proto = onnx.ModelProto()
+    proto.CopyFrom(skeleton.proto())
+    kept = [info for info in proto.graph.value_info if info.name in inner]
     del proto.graph.value_info[:]
     proto.graph.value_info.extend(kept)
-    return stubbed_bytes + int(proto.ByteSize())
+    return skeleton.absent_bytes + int(proto.ByteSize())
 
 
-def _declared(original: ir.Model | None) -> set[str | None]:
-    """Return the names of inner values whose type a model gives."""
-    if original is None:
-        return set()
-    return {v.name for g in graphs_of(original) for n in g for v in n.outputs if v.type is not None}
-
-
-def without_inferred(model: ir.Model, original: ir.Model | None = None) -> ir.Model:
-    """Return a copy without the types and shapes that follow from inputs and operators: they only make files larger.
+def drop_inferred(model: ir.Model, original: Declared) -> None:
+    """Drop the types and shapes that follow from inputs and operators: they only make files larger.
 
     Kept are the outputs of operators that onnx does not know, and what ``original`` declared for values still there.
     """
-    declared = _declared(original)
-    copy = copied(model)
-    for graph in graphs_of(copy):
+    for graph in graphs_of(model):
         for node in graph:
-            if node.domain not in ("", "ai.onnx") or any(v.name in declared for v in node.outputs):
+            if node.domain not in ("", "ai.onnx") or any(v.name in original.inner for v in node.outputs):
                 continue
             for value in node.outputs:
                 if not value.is_graph_output():
                     value.type = value.shape = None
-    if original is not None:  # the interface stays as it was declared, though more may be known of it now
-        for value, was in zip(copy.graph.outputs, original.graph.outputs, strict=True):
-            if not value.is_graph_input() and not value.is_initializer():
-                value.shape = was.shape
-    return copy
+    for value, was in zip(model.graph.outputs, original.outputs, strict=True):
+        if not value.is_graph_input() and not value.is_initializer():  # the interface stays as it was declared
+            value.shape = was.shape.copy() if was.shape is not None else None

@@ -60,6 +60,21 @@ def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     )
 
 
+def at_hand(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """Return a tensor whose array is made already, where it is small: onnx_ir's reads the protobuf at each question."""
+    if not isinstance(tensor, ir.serde.TensorProtoTensor) or tensor.dtype == ir.DataType.STRING:
+        return tensor
+    if tensor.nbytes > MIN_BYTES:
+        return tensor
+    return ir.Tensor(
+        tensor.numpy(),
+        dtype=tensor.dtype,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
+
+
 def in_file(tensor: ir.TensorProtocol, location: str, offset: int | None = None) -> ir.ExternalTensor:
     """Return a tensor like another one that lies in a file."""
     return ir.ExternalTensor(

@@ -13,17 +13,15 @@ import onnx_ir as ir
 
 from onnxedge import __version__
 from onnxedge.data import Data
-from onnxedge.model.serialize import without_inferred
 from onnxedge.report.records import Fidelity, Measure, Report
 from onnxedge.target import Target
 
 
-def noted(model: ir.Model, original: ir.Model, report: Report) -> ir.Model:
-    """Return the model as it is written: what was only inferred is dropped, what was done and measured is noted.
+def note_in(model: ir.Model, report: Report) -> None:
+    """Note in a model what was done and measured.
 
     Timings stay out of the metadata: the same input and seed must give the same bytes.
     """
-    final = without_inferred(model, original)
     facts = {
         "pipeline": report.pipeline,
         "target": report.target,
@@ -42,9 +40,8 @@ def noted(model: ir.Model, original: ir.Model, report: Report) -> ir.Model:
         }
         facts["measured"] = json.dumps({k: _rounded(v) for k, v in measured.items() if v is not None})
     for key in ("calibration", "measured"):  # of an earlier run; how inputs are prepared still holds
-        final.metadata_props.pop(f"onnxedge.{key}", None)
-    final.metadata_props.update({f"onnxedge.{key}": value for key, value in facts.items() if value})
-    return final
+        model.metadata_props.pop(f"onnxedge.{key}", None)
+    model.metadata_props.update({f"onnxedge.{key}": value for key, value in facts.items() if value})
 
 
 def _rounded(value: Any) -> Any:
