@@ -22,7 +22,8 @@ Run = Callable[[str, str, str], dict[str, Any]]
 
 def onnxedge() -> Run:
     """Passes, shape inference and structure checks, no runs of the model: what the peers do."""
-    from scipy import special  # noqa: F401  # which a pass imports where it is needed
+    import networkx  # noqa: F401  # which passes import where they are needed, as the next
+    from scipy import special  # noqa: F401
 
     import onnxedge as package
     from onnxedge.registry import find_pass

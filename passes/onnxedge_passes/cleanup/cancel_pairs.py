@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxedge.api import Context, is_standard, replace_uses
-from onnxedge_passes.cleanup.worklist import Outcome, Rule, replace_node, retire
+from onnxedge.api import Context
+from onnxedge_passes.cleanup.worklist import Outcome, Rule, node_before, replace_by
 
 _INVERSE = {
     "Neg": "Neg",
@@ -35,18 +35,12 @@ class CancelPairs(Rule):
 
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Let the readers of the second read what the first one read."""
-        source = node.inputs[0]
-        before = source.producer() if source is not None else None
-        if before is None or before.op_type != _INVERSE[node.op_type] or not is_standard(before):
-            return None
-        first = before.inputs[0]
-        if first is None or before.graph is not node.graph:
+        before = node_before(node, _INVERSE[node.op_type])
+        first = before.inputs[0] if before is not None else None
+        if before is None or first is None:
             return None
         if any(n.attributes.get_string("mode", "DCR") != "DCR" for n in (node, before)):
             return None
         if node.attributes.get_int("blocksize", 0) != before.attributes.get_int("blocksize", 0):
             return None
-        if not replace_uses(node.outputs[0], first):
-            return replace_node(node, "Identity", [first])  # from a graph input to a graph output
-        retire(node)
-        return first
+        return replace_by(node, first)

@@ -19,8 +19,8 @@ from onnxedge.api import (
     set_constant,
     use_count,
 )
+from onnxedge_passes.cleanup.axes import named_axes
 from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, node_opset, retire
-from onnxedge_passes.layout.turned import named_axes
 
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _MOST_NODES = 64  #: elementwise nodes between the views
@@ -92,7 +92,7 @@ def _target(node: ir.Node) -> Dims | None:
 
 def _with_axes(node: ir.Node) -> Dims | None:
     """Return the sizes behind a Squeeze or Unsqueeze of known axes."""
-    have, axes = _dims(node.inputs[0]), named_axes(node, 1, 13)
+    have, axes = _dims(node.inputs[0]), named_axes(node)
     if have is None or not axes:
         return None
     if node.op_type == "Squeeze":

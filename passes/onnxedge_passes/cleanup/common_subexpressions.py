@@ -24,6 +24,7 @@ from onnxedge.api import (
     replace_uses,
     subgraphs,
 )
+from onnxedge_passes.cleanup.worklist import root_graphs
 
 _SAMPLE_BYTES = 1024  #: initializers of more bytes are told apart by their first elements where these differ
 _SAMPLED = 64
@@ -53,7 +54,7 @@ class CommonSubexpressions(Pass):
     def run(self, model: ir.Model, context: Context) -> Result:
         """Merge initializers first, so that nodes that read equal ones become equal."""
         rewrites = 0
-        for root in (model.graph, *(function.graph for function in model.functions.values())):
+        for root in root_graphs(model):
             graphs, updated = [root, *root.subgraphs()], _updated(root)
             rewrites += sum(self._merge_initializers(graph, updated) for graph in graphs)
             rewrites += _merge_nodes(root, updated, (), len(graphs) > 1)

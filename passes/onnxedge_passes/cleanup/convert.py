@@ -12,6 +12,7 @@ from onnx_ir import Model, Node
 from onnxedge.api import Accuracy, Context, Pass, Result, Target, UserError, node_label, opset, refresh_scopes, scope_of
 from onnxedge_passes.cleanup.control.splice import Splicer, inline_within
 from onnxedge_passes.cleanup.versions import Inconvertible, Step, convert_node
+from onnxedge_passes.cleanup.worklist import graph_opset, root_graphs
 
 #: Least IR version for what a model may hold, as in onnx.proto's history.
 _FUNCTIONS, _OVERLOADS, _FREE_INITIALIZERS = 8, 10, 4
@@ -118,11 +119,9 @@ def _convert(model: Model, new: int) -> int:
     Raises:
         UserError: a node cannot be converted.
     """
-
     count = 0
-    for root in (model.graph, *(function.graph for function in model.functions.values())):
-        imports = scope_of(root).opset_imports
-        old = imports.get("", imports.get("ai.onnx", 0))
+    for root in root_graphs(model):
+        imports, old = scope_of(root).opset_imports, graph_opset(root)
         if old in (0, new):
             continue
         count += inline_within(root, partial(_converted, step=Step(old, new)))

@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
-from onnxedge.api import Context, Pass, Result, graphs_of, release_captured, subgraphs, use_count
+from onnxedge.api import Context, Pass, Result, graphs_of, release_captured, subgraphs, unordered, use_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,23 +26,29 @@ class DeadCode(Pass):
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Remove dead nodes first, then the initializers and functions that only they needed."""
-        before = _size(model)
-        _remove_nodes(model)
+        rewrites = _remove_nodes(model)
         for graph in graphs_of(model):
             for value in list(graph.initializers.values()):
                 if not (use_count(value) or value.is_graph_output() or value.is_graph_input()):
                     del graph.initializers[value.name or ""]
-        RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
-        return Result(rewrites=before - _size(model))
+                    rewrites += 1
+        functions = len(model.functions)
+        if functions:
+            RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+        return Result(rewrites=rewrites + functions - len(model.functions))
 
 
-def _remove_nodes(model: ir.Model) -> None:
+def _remove_nodes(model: ir.Model) -> int:
     """Remove dead nodes; where one with subgraphs goes, what only they read is dead, too."""
-    while not all(_is_tidy(node) for graph in graphs_of(model) for node in graph):
+    rewrites = 0
+    while not all(_is_tidy(node) for graph in graphs_of(model) for node in unordered(graph)):
+        before = _size(model)
         control = [node for graph in graphs_of(model) for node in graph if any(subgraphs(node))]
         RemoveUnusedNodesPass()(model)
+        rewrites += before - _size(model)
         if not [value for node in control if node.graph is None for value in release_captured(node)]:
-            return
+            break
+    return rewrites
 
 
 def _is_tidy(node: ir.Node) -> bool:
@@ -53,8 +59,8 @@ def _is_tidy(node: ir.Node) -> bool:
 
 
 def _size(model: ir.Model) -> int:
-    """Count all that may go: functions, initializers, nodes, and what a node names as inputs and outputs."""
-    return len(model.functions) + sum(
+    """Count all that may go: initializers, nodes, and what a node names as inputs and outputs."""
+    return sum(
         len(graph.initializers) + sum(1 + len(node.inputs) + sum(bool(v.name) for v in node.outputs) for node in graph)
         for graph in graphs_of(model)
     )

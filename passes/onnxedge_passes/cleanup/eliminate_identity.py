@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -163,6 +163,9 @@ def _slice(node: ir.Node) -> Answer:
         steps = constant(node.inputs[4]) if input_at(node, 4) is not None else np.ones(parts[0].size, np.int64)
     if axes is None or steps is None or parts[0].any() or (steps != 1).any() or data is None:
         return None
+    rank = len(data.shape) if data.shape is not None else np.inf
+    if not parts[0].size == parts[1].size == axes.size == steps.size or any(not -rank <= axis < rank for axis in axes):
+        return None  # no Slice at all: the runtime refuses it
     for end, axis in zip(parts[1].tolist(), axes.tolist(), strict=True):
         dim = data.shape[axis] if data.shape is not None else None
         if end < 2**31 - 1 and not (isinstance(dim, int) and end >= dim):
@@ -193,32 +196,26 @@ def _where(node: ir.Node) -> Answer:
     if left is None or right is None or condition is None:
         return None
     if left is right:
-        return 1 if _fits_in(condition, left) else None
+        return 1 if _fits_in(condition.shape, left) else None
     flag = constant(condition)
     if flag is None or flag.size == 0 or not (flag.all() or not flag.any()):
         return None
     side = 1 if flag.all() else 2
     taken, other = (left, right) if side == 1 else (right, left)
-    return side if _keeps_shape(flag, taken) and _fits_in(other, taken) else None
+    return side if _keeps_shape(flag, taken) and _fits_in(other.shape, taken) else None
 
 
-def _fits_in(operand: ir.Value, data: ir.Value) -> bool:
-    """Tell whether broadcasting an operand against data gives the shape of the data."""
-    if operand.shape is None or data.shape is None or len(operand.shape) > len(data.shape):
+def _fits_in(dims: Sequence[int | ir.SymbolicDim] | ir.Shape | None, data: ir.Value) -> bool:
+    """Tell whether broadcasting an operand of some dimensions against data gives the shape of the data."""
+    if dims is None or data.shape is None or len(dims) > len(data.shape):
         return False
-    tail = list(data.shape)[len(data.shape) - len(operand.shape) :]
-    pairs = zip(operand.shape, tail, strict=True)
+    pairs = zip(dims, list(data.shape)[len(data.shape) - len(dims) :], strict=True)
     return all(mine == 1 or (mine == have and isinstance(have, int)) for mine, have in pairs)
 
 
 def _keeps_shape(operand: Array, data: ir.Value) -> bool:
     """Tell whether ``data (op) operand`` has the shape of ``data`` whatever its dynamic dimensions are."""
-    if operand.ndim == 0:
-        return True
-    if data.shape is None or operand.ndim > len(data.shape):
-        return False
-    tail = list(data.shape)[len(data.shape) - operand.ndim :]
-    return all(mine == 1 or mine == have for mine, have in zip(operand.shape, tail, strict=True))
+    return operand.ndim == 0 or _fits_in(operand.shape, data)
 
 
 def neutral_operand(node: ir.Node, side: int, is_neutral: Callable[[Array], bool]) -> int | None:

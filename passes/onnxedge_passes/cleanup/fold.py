@@ -15,6 +15,7 @@ from onnxedge_passes.cleanup.cancel_views import CancelViews
 from onnxedge_passes.cleanup.common_subexpressions import CommonSubexpressions
 from onnxedge_passes.cleanup.constants.fold_constants import FoldConstants, learned_types
 from onnxedge_passes.cleanup.constants.growth import Bounded
+from onnxedge_passes.cleanup.control.control_flow import has_control_flow
 from onnxedge_passes.cleanup.control.decide_conditions import DecideConditions
 from onnxedge_passes.cleanup.control.inline_if import InlineIf
 from onnxedge_passes.cleanup.control.inline_loop import InlineLoop
@@ -63,7 +64,8 @@ class Fold(Bounded):
 
     Left alone: see ``fold-constants``, ``decide-conditions``, ``inline-if``, ``inline-loop``, ``inline-scan``,
     ``merge-ifs``, ``common-subexpressions``, ``dead-code`` and the rules, each a pass of its own:
-    ``eliminate-identity``, ``cancel-pairs`` and the ``merge-`` ones.
+    ``eliminate-identity``, ``cancel-pairs``, ``cancel-views``, ``unpack-optionals``, ``shape-of-source``,
+    ``scatter-all`` and the ``merge-`` ones.
     accuracy: exact. Source: own.
     """
 
@@ -74,14 +76,11 @@ class Fold(Bounded):
 
         Types and shapes that are learned count as a change until the end of the round.
         """
+        control = (DecideConditions(), InlineIf(), InlineLoop(), InlineScan(), MergeIfs())
         passes: tuple[Pass | None, ...] = (
             DeadCode(),
             FoldConstants(**{bound.name: getattr(self, bound.name) for bound in fields(Bounded)}),
-            DecideConditions(),
-            InlineIf(),
-            InlineLoop(),
-            InlineScan(),
-            MergeIfs(),
+            *(control if has_control_flow(model) else ()),
             CommonSubexpressions(),
             None,  # the rules
         )

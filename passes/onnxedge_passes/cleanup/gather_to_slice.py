@@ -9,10 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxedge.api import Context, constant
-from onnxedge_passes.cleanup.merge_slices import Cut, sliced
+from onnxedge_passes.cleanup.merge_slices import LAST, Cut, sliced
 from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, node_opset
-
-_LAST = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +23,8 @@ class GatherToSlice(Rule):
     ONNX Runtime 1.31 on the CPU takes 7 us instead of 102 us on the last axis ([1, 64, 512]), as much as before on
     the first.
     Left alone: one index, a single number as index; vectors, which are shapes; an axis of unknown size, where a
-    Slice would hide that an index is
-    out of range; opsets before 10; indices computed at run time, of which a negative one counts from the end.
+    Slice would hide that an index is out of range; opsets before 10; indices computed at run time, of which a negative
+    one counts from the end.
     accuracy: exact. Source: own.
     """
 
@@ -51,5 +49,5 @@ class GatherToSlice(Rule):
         first, last, step = int(indices[0]), int(indices[-1]), int(steps[0])
         if min(first, last) < 0 or max(first, last) >= size:
             return None
-        end = last + 1 if step > 0 else (last - 1 if last > 0 else -_LAST)
+        end = last + 1 if step > 0 else (last - 1 if last > 0 else -LAST)
         return sliced(node, data, [Cut(first, end, axis % len(shape), step)])

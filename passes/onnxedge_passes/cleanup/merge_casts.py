@@ -8,8 +8,17 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Context, is_standard, replace_uses
-from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, replace_node, retire
+from onnxedge.api import Context
+from onnxedge_passes.cleanup.worklist import (
+    Outcome,
+    Rule,
+    attributes_of,
+    input_at,
+    node_before,
+    replace_by,
+    replace_node,
+    retire,
+)
 
 _SIGNED = {ir.DataType.INT8: 7, ir.DataType.INT16: 15, ir.DataType.INT32: 31, ir.DataType.INT64: 63}
 _UNSIGNED = {ir.DataType.UINT8: 8, ir.DataType.UINT16: 16, ir.DataType.UINT32: 32, ir.DataType.UINT64: 64}
@@ -38,8 +47,7 @@ class MergeCasts(Rule):
     After:  ``y = x``; ``y = Cast<to=FLOAT16>(x)`` with ``t: float16[M]``; ``y = ConstantOfShape<value=1.0>(s)``
 
     Left alone: a first cast that may lose digits or range; a filling that the other type does not hold; a float
-    that would be cast to an integer in another way
-    where it is out of range; types that are not known.
+    that would be cast to an integer in another way where it is out of range; types that are not known.
     accuracy: exact. Source: own.
     """
 
@@ -55,21 +63,17 @@ class MergeCasts(Rule):
             like = input_at(node, 1)
             if like is None or like.dtype is None:
                 return None
-            attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-            return replace_node(node, "Cast", [source], {"to": int(like.dtype), **attributes})
-        before, to = source.producer(), node.attributes.get_int("to", 0)
-        if before is not None and before.op_type == "ConstantOfShape":
-            return _fill(node, before, ir.DataType(to))
-        if before is None or before.op_type != "Cast" or not is_standard(before) or before.graph is not node.graph:
+            return replace_node(node, "Cast", [source], {"to": int(like.dtype), **attributes_of(node)})
+        before, to = node_before(node, "Cast", "ConstantOfShape"), node.attributes.get_int("to", 0)
+        if before is None:
             return None
+        if before.op_type == "ConstantOfShape":
+            return _fill(node, before, ir.DataType(to))
         first = before.inputs[0]
         if first is None or first.dtype is None or not _is_redundant(first.dtype, before, ir.DataType(to)):
             return None
         if first.dtype == to:
-            if not replace_uses(node.outputs[0], first):
-                return replace_node(node, "Identity", [first])  # from a graph input to a graph output
-            retire(node)
-            return first
+            return replace_by(node, first)
         node.replace_input_with(0, first)
         retire(before)
         return node.outputs[0]
@@ -80,15 +84,12 @@ def _fill(node: ir.Node, before: ir.Node, to: ir.DataType) -> Outcome:
     shape = before.inputs[0]
     given = before.attributes.get_tensor("value", None)
     number = given.numpy().reshape(-1) if given is not None else np.zeros(1, np.float32)
-    if shape is None or not is_standard(before) or before.graph is not node.graph or to not in _FILLINGS:
-        return None
-    if number.dtype.kind not in "biuf" or not np.isfinite(number).all():
+    if shape is None or to not in _FILLINGS or number.dtype.kind not in "biuf" or not np.isfinite(number).all():
         return None
     with np.errstate(all="ignore"):
         cast = number.astype(to.numpy())
-    if cast.astype(np.float64) != number.astype(np.float64) or np.signbit(cast.astype(np.float64)) != np.signbit(
-        number.astype(np.float64)
-    ):
+    exact, made = (array.astype(np.float64) for array in (number, cast))
+    if made != exact or np.signbit(made) != np.signbit(exact):
         return None
     return replace_node(node, "ConstantOfShape", [shape], {"value": ir.tensor(cast)})
 

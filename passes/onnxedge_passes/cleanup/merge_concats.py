@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxedge.api import Context, constant, is_standard, replace_uses, sole_consumer
 from onnxedge_passes.cleanup.merge_slices import cuts
-from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, node_opset, replace_node, retire
+from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, node_before, node_opset, replace_node, retire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def _flattened(node: ir.Node, parts: Sequence[ir.Value]) -> Outcome:
             made += [part for part in inner.inputs if part is not None]
         else:
             made.append(value)
-    full = [value for value in made if static_shape_at(value, axis) != 0]
+    full = [value for value in made if _size_at(value, axis) != 0]
     if len(full) == len(parts) == len(made) or not full:
         return None
     return replace_node(node, "Concat", full, {"axis": axis})
@@ -105,14 +105,13 @@ def _whole(node: ir.Node, parts: Sequence[ir.Value]) -> ir.Value | None:
 
 def _split_of_concat(node: ir.Node) -> Outcome:
     """Let the readers of a Split's parts read what the Concat before it was made from."""
-    source = node.inputs[0]
-    concat = source.producer() if source is not None else None
-    if concat is None or concat.op_type != "Concat" or not is_standard(concat) or concat.graph is not node.graph:
+    concat = node_before(node, "Concat")
+    axis = _axis(node, node.inputs[0])
+    if concat is None or axis is None or _axis(concat, concat.inputs[0]) != axis:
         return None
-    axis = _axis(node, source)
-    if axis is None or _axis(concat, concat.inputs[0]) != axis or len(concat.inputs) != len(node.outputs):
+    if len(concat.inputs) != len(node.outputs):
         return None
-    shapes = [static_shape_at(value, axis) for value in concat.inputs]
+    shapes = [_size_at(value, axis) for value in concat.inputs]
     sizes = _split_sizes(node, sum(size for size in shapes if size is not None))
     if None in shapes or sizes != shapes or any(value.is_graph_output() for value in node.outputs):
         return None
@@ -124,7 +123,7 @@ def _split_of_concat(node: ir.Node) -> Outcome:
     return first
 
 
-def static_shape_at(value: ir.Value | None, axis: int) -> int | None:
+def _size_at(value: ir.Value | None, axis: int) -> int | None:
     """Return the size of one axis of a value, None where it is not known."""
     if value is None or value.shape is None or axis >= len(value.shape):
         return None

@@ -8,23 +8,20 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import (
-    Context,
-    constant,
-    graph_of,
-    is_standard,
-    new_initializer,
-    sole_consumer,
-    static_shape,
+from onnxedge.api import Context, constant, static_shape
+from onnxedge_passes.cleanup.axes import REDUCTIONS, axes_for, named_axes, takes_axes_as_input
+from onnxedge_passes.cleanup.worklist import (
+    Outcome,
+    Rule,
+    attributes_of,
+    input_at,
+    node_before,
+    node_opset,
+    replace_node,
 )
-from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, node_opset, replace_node
 
 _SAME_ALONE = ("ReduceMax", "ReduceMin", "ReduceProd")  #: give a single element back bit by bit, -0.0 and NaN too
 _SAME_OF_NOTHING = (*_SAME_ALONE, "ReduceSum", "ReduceMean")  #: give their data back where they reduce no axis
-_REDUCTIONS = (
-    *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceSum", "ReduceSumSquare"),
-    *_SAME_ALONE,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,44 +47,31 @@ class MergeReductions(Rule):
             return None
         if node.op_type in _SAME_OF_NOTHING:
             return replace_node(node, "Identity", [source]) if _reduces_nothing(node) else _squeezed(node, source)
-        reduction = source.producer()
-        if reduction is None or not is_standard(reduction) or reduction.graph is not node.graph:
-            return None
-        if reduction.op_type not in (*_REDUCTIONS, "ArgMax", "ArgMin") or sole_consumer(source) is not node:
+        reduction = node_before(node, *REDUCTIONS, "ArgMax", "ArgMin", alone=True)
+        if reduction is None:
             return None
         rank = _rank(reduction.inputs[0])
         axes = _reduced_axes(reduction)
         keeps = reduction.attributes.get_int("keepdims", 1) != 0
         if axes is None or rank is None or (node.op_type != "Reshape" and keeps == (node.op_type == "Unsqueeze")):
             return None
+        if any(not -rank <= axis < rank for axis in axes):
+            return None  # the runtime refuses it
         if not _matches(node, reduction, {axis % rank for axis in axes}):
             return None
-        attributes = {name: attribute.value for name, attribute in reduction.attributes.items()}
-        return replace_node(node, reduction.op_type, list(reduction.inputs), {**attributes, "keepdims": int(not keeps)})
+        attributes = {**attributes_of(reduction), "keepdims": int(not keeps)}
+        return replace_node(node, reduction.op_type, list(reduction.inputs), attributes)
 
 
 def _rank(value: ir.Value | None) -> int | None:
     return len(value.shape) if value is not None and value.shape is not None else None
 
 
-def _operand(node: ir.Node, index: int, since: int) -> list[int] | None:
-    if node_opset(node) < since:
-        found = node.attributes.get_ints("axes", None)
-        return list(found) if found is not None else None
-    given = constant(input_at(node, index))
-    return [int(axis) for axis in given.ravel()] if given is not None else None
-
-
 def _reduced_axes(node: ir.Node) -> list[int] | None:
     """Return the axes that a reduction names, None where it names none or computes them."""
     if node.op_type in ("ArgMax", "ArgMin"):
         return [node.attributes.get_int("axis", 0)]
-    return _operand(node, 1, _since(node)) or None
-
-
-def _since(node: ir.Node) -> int:
-    """Return the opset since which the axes of a reduction are an input."""
-    return 13 if node.op_type == "ReduceSum" else 18
+    return named_axes(node) or None
 
 
 def _matches(node: ir.Node, reduction: ir.Node, axes: set[int]) -> bool:
@@ -104,7 +88,7 @@ def _matches(node: ir.Node, reduction: ir.Node, axes: set[int]) -> bool:
             sizes = iter(before)
             wanted = [1 if axis in axes else next(sizes) for axis in range(rank)]
         return bool(np.array_equal(after, wanted)) and 0 not in wanted
-    named = _operand(node, 1, 13)
+    named = named_axes(node)
     if named is not None:
         return {axis % rank for axis in named} == axes
     shape = static_shape(reduction.outputs[0])
@@ -112,7 +96,7 @@ def _matches(node: ir.Node, reduction: ir.Node, axes: set[int]) -> bool:
 
 
 def _reduces_nothing(node: ir.Node) -> bool:
-    if node_opset(node) < _since(node) or not node.attributes.get_int("noop_with_empty_axes", 0):
+    if not takes_axes_as_input(node) or not node.attributes.get_int("noop_with_empty_axes", 0):
         return False
     given = constant(input_at(node, 1))
     return input_at(node, 1) is None or (given is not None and given.size == 0)
@@ -123,11 +107,10 @@ def _squeezed(node: ir.Node, source: ir.Value) -> Outcome:
     axes = _reduced_axes(node)
     if node.op_type not in _SAME_ALONE or axes is None or source.shape is None:
         return None
-    if any(source.shape[axis] != 1 for axis in axes):
+    rank = len(source.shape)
+    if any(not -rank <= axis < rank or source.shape[axis] != 1 for axis in axes):
         return None
     if node.attributes.get_int("keepdims", 1):
         return replace_node(node, "Identity", [source])
-    if node_opset(node) < 13:
-        return replace_node(node, "Squeeze", [source], {"axes": axes})
-    operand = new_initializer(graph_of(node), np.array(axes, np.int64), f"{node.outputs[0].name}_axes")
-    return replace_node(node, "Squeeze", [source, operand])
+    operands, attributes = axes_for(node, "Squeeze", axes, f"{node.outputs[0].name}_axes")
+    return replace_node(node, "Squeeze", [source, *operands], attributes)

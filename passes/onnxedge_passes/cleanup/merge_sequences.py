@@ -8,16 +8,17 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import (
-    Context,
-    constant,
-    graph_of,
-    insert_before,
-    is_standard,
-    new_initializer,
-    replace_uses,
+from onnxedge.api import Context, constant, graph_of, insert_before, new_initializer
+from onnxedge_passes.cleanup.worklist import (
+    Outcome,
+    Refused,
+    Rule,
+    input_at,
+    node_before,
+    node_opset,
+    replace_by,
+    replace_node,
 )
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, node_opset, replace_node, retire
 
 _READERS = ("SequenceAt", "ConcatFromSequence", "SequenceLength")
 _MOST_PARTS = 256  #: of a SplitToSequence; a chain of that many nodes helps nobody
@@ -44,10 +45,8 @@ class MergeSequences(Rule):
         """Look at what makes the sequence that a node reads, or at who reads the one that it makes."""
         if node.op_type == "SplitToSequence":
             return _construct(node)
-        maker = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if maker is None or maker.op_type != "SequenceConstruct" or not is_standard(maker):
-            return None
-        if maker.graph is not node.graph or any(value is None for value in maker.inputs):
+        maker = node_before(node, "SequenceConstruct")
+        if maker is None or any(value is None for value in maker.inputs):
             return None
         parts = [value for value in maker.inputs if value is not None]
         match node.op_type:
@@ -63,11 +62,7 @@ def _take(node: ir.Node, parts: list[ir.Value]) -> Outcome:
     position = constant(input_at(node, 1))
     if position is None or position.size != 1 or not -len(parts) <= int(position.item()) < len(parts):
         return Refused("sequence left as it is: the position is not a constant within it")
-    part = parts[int(position.item())]
-    if not replace_uses(node.outputs[0], part):
-        return replace_node(node, "Identity", [part])
-    retire(node)
-    return part
+    return replace_by(node, parts[int(position.item())])
 
 
 def _join(node: ir.Node, parts: list[ir.Value]) -> Outcome:

@@ -9,10 +9,10 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Array, Context, constant, graph_of, is_standard, new_initializer
-from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, node_opset, replace_node
+from onnxedge.api import Array, Context, constant, graph_of, new_initializer
+from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, node_before, node_opset, replace_node
 
-_LAST = 2**63 - 1  #: end of a Slice that means "to the last"
+LAST = 2**63 - 1  #: end of a Slice that means "to the last"
 _OPEN = 2**31 - 1  #: ends from here on mean the same
 
 
@@ -24,7 +24,7 @@ class MergeSlices(Rule):
     After:  ``y = Slice(x, [2, 0], [9, 4], [1, 2])``; ``y = Slice(a, [0], [3], [1])`` with ``a: [N, 3]``
 
     Left alone: inner values that others read, too; bounds counted from the end, and steps, on an axis that both cut;
-    opsets before 10; Pads of another mode, value, or negative.
+    opsets before 11; Pads of another mode, value, or negative.
     accuracy: exact. Source: own.
     """
 
@@ -33,15 +33,12 @@ class MergeSlices(Rule):
 
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Merge a node with the one before it."""
-        source = node.inputs[0]
-        before = source.producer() if source is not None else None
-        if source is None or before is None or not is_standard(before) or before.graph is not node.graph:
+        source, before = node.inputs[0], node_before(node, node.op_type, "Concat")
+        if source is None or before is None or node_opset(node) < 11 or input_at(before, 0) is None:
             return None
-        if node_opset(node) < 11 or not before.inputs or before.inputs[0] is None:
-            return None
-        if node.op_type == "Slice" and before.op_type == "Concat":
-            return _slice_of_concat(node, before)
-        if before.op_type != node.op_type or source.is_graph_output():
+        if before.op_type == "Concat":
+            return _slice_of_concat(node, before) if node.op_type == "Slice" else None
+        if source.is_graph_output():
             return None
         if any(use.node.op_type != node.op_type or use.idx != 0 for use in source.uses()):
             return None
@@ -71,7 +68,7 @@ def cuts(node: ir.Node) -> list[Cut] | None:
     axes = parts[2].tolist() if parts[2] is not None else range(starts.size)
     steps = parts[3].tolist() if parts[3] is not None else [1] * starts.size
     given = zip(starts.tolist(), ends.tolist(), axes, steps, strict=True)
-    return [Cut(start, _LAST if end >= _OPEN else end, axis, step) for start, end, axis, step in given]
+    return [Cut(start, LAST if end >= _OPEN else end, axis, step) for start, end, axis, step in given]
 
 
 def sliced(node: ir.Node, source: ir.Value, made: Sequence[Cut]) -> ir.Value:
@@ -96,7 +93,7 @@ def _merge_slices(node: ir.Node, before: ir.Node) -> Outcome:
             continue
         if old.step != 1 or cut.step != 1 or min(old.start, old.end, cut.start, cut.end) < 0:
             return None
-        end = min(old.end, old.start + cut.end if cut.end < _LAST else _LAST)
+        end = min(old.end, old.start + cut.end if cut.end < LAST else LAST)
         made[cut.axis] = Cut(old.start + cut.start, end, cut.axis, 1)
     if len(first) != len({cut.axis for cut in first}) or len(second) != len({cut.axis for cut in second}):
         return None
@@ -123,7 +120,7 @@ def _slice_of_concat(node: ir.Node, concat: ir.Node) -> Outcome:
         if low <= cut.start < low + size:
             if cut.end > low + size and index < len(concat.inputs):
                 return None
-            end = _LAST if cut.end >= low + size else cut.end - low
+            end = LAST if cut.end >= low + size else cut.end - low
             return sliced(node, part, [Cut(cut.start - low, end, c.axis, c.step) if c is cut else c for c in made])
         low += size
     return None
@@ -142,7 +139,7 @@ def _merge_gathers(node: ir.Node, before: ir.Node) -> Outcome:
 
 def _merge_pads(node: ir.Node, before: ir.Node) -> Outcome:
     first, second = constant(input_at(before, 1)), constant(input_at(node, 1))
-    if first is None or second is None or first.size != second.size or min(first.min(), second.min()) < 0:
+    if first is None or second is None or first.size != second.size or ((first < 0) | (second < 0)).any():
         return None
     both = (node, before)
     if any(n.attributes.get_string("mode", "constant") != "constant" or input_at(n, 3) is not None for n in both):

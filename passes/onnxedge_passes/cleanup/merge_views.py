@@ -20,7 +20,17 @@ from onnxedge.api import (
     sole_consumer,
     static_shape,
 )
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, node_opset, retire
+from onnxedge_passes.cleanup.axes import axes_for, named_axes
+from onnxedge_passes.cleanup.worklist import (
+    Outcome,
+    Refused,
+    Rule,
+    input_at,
+    node_before,
+    node_opset,
+    replace_node,
+    retire,
+)
 
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
@@ -44,11 +54,8 @@ class MergeViews(Rule):
 
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Merge a node with the one before it."""
-        source = node.inputs[0]
-        before = source.producer() if source is not None else None
-        if source is None or before is None or not is_standard(before) or before.graph is not node.graph:
-            return None
-        if node_opset(node) < 5 or not before.inputs or before.inputs[0] is None:
+        source, before = node.inputs[0], node_before(node, *self.roots)
+        if source is None or before is None or node_opset(node) < 5 or input_at(before, 0) is None:
             return None
         alone = sole_consumer(source) is node
         if node.op_type == "Transpose" and before.op_type == "Transpose":
@@ -69,14 +76,7 @@ def _is_viewed_only(value: ir.Value) -> bool:
 
 def _axes(node: ir.Node) -> list[int] | None:
     """Return the axes of a Squeeze or Unsqueeze where they are counted from the start."""
-    if node.op_type not in ("Squeeze", "Unsqueeze"):
-        return None
-    if node_opset(node) < 13:
-        found = node.attributes.get_ints("axes", None)
-        axes = list(found) if found is not None else None
-    else:
-        given = constant(input_at(node, 1))
-        axes = [int(axis) for axis in given] if given is not None else None
+    axes = named_axes(node) if node.op_type in ("Squeeze", "Unsqueeze") else None
     return axes if axes and min(axes) >= 0 else None
 
 
@@ -90,10 +90,8 @@ def _merge_axes(node: ir.Node, before: ir.Node) -> Outcome:
         rank = max(inner) + len(outer) + max(outer) + 1
         free = [axis for axis in range(rank) if axis not in outer]  # where the axes between the two come to stand
         axes = sorted([*outer, *(free[axis] for axis in inner)])
-        if node_opset(node) < 13:
-            return _replace(node, node.op_type, [before.inputs[0]], {"axes": axes})
-        operand = new_initializer(graph_of(node), np.array(axes, np.int64), f"{node.outputs[0].name}_axes")
-        return _replace(node, node.op_type, [before.inputs[0], operand])
+        operands, attributes = axes_for(node, node.op_type, axes, f"{node.outputs[0].name}_axes")
+        return replace_node(node, node.op_type, [before.inputs[0], *operands], attributes)
     if before.op_type != node.op_type and sorted(first) == sorted(second):
         source = before.inputs[0]
         if _may_raise(before):
@@ -110,10 +108,10 @@ _REFUSED = Refused("views not merged: an axis that Squeeze removes is not known 
 
 def _may_raise(node: ir.Node) -> bool:
     """Tell whether a node is a Squeeze that may find an axis not to be 1."""
-    source, given = node.inputs[0], constant(input_at(node, 1))
+    source = node.inputs[0]
     if node.op_type != "Squeeze" or source is None:
         return False
-    axes = node.attributes.get_ints("axes", None) if given is None else [int(axis) for axis in given.ravel()]
+    axes = named_axes(node)
     if axes is None and len(node.inputs) < 2:
         return False  # it removes what is 1
     dims = list(source.shape) if source.shape is not None and not source.is_graph_output() else []
@@ -121,7 +119,7 @@ def _may_raise(node: ir.Node) -> bool:
 
 
 def _merge_reshapes(node: ir.Node, before: ir.Node) -> Outcome:
-    target = _target(node)
+    target = view_target(node)
     if target is None:
         return None
     if _may_raise(before) or _may_raise(node):
@@ -130,7 +128,7 @@ def _merge_reshapes(node: ir.Node, before: ir.Node) -> Outcome:
     if target is None:
         return None
     shape = new_initializer(graph_of(node), np.array(target, np.int64), f"{node.outputs[0].name}_shape")
-    return _replace(node, "Reshape", [before.inputs[0], shape])
+    return replace_node(node, "Reshape", [before.inputs[0], shape])
 
 
 def _counted(target: list[int], before: ir.Node) -> list[int] | None:
@@ -146,7 +144,7 @@ def _counted(target: list[int], before: ir.Node) -> list[int] | None:
     return full if math.prod(full) == count else None
 
 
-def _target(node: ir.Node) -> list[int] | None:
+def view_target(node: ir.Node) -> list[int] | None:
     """Return a shape without zeros that a Reshape can take from any view of its input, None where there is none."""
     middle = node.inputs[0]
     if node.op_type == "Reshape":
@@ -183,7 +181,7 @@ def _merge_transposes(node: ir.Node, before: ir.Node, alone: bool) -> Outcome:
     if perm == list(range(len(perm))) and source is not None and replace_uses(node.outputs[0], source):
         retire(node)
         return source
-    return _replace(node, "Transpose", [source], {"perm": perm}) if alone and given is not None else None
+    return replace_node(node, "Transpose", [source], {"perm": perm}) if alone and given is not None else None
 
 
 def _swap(node: ir.Node, before: ir.Node) -> Outcome:
@@ -192,7 +190,7 @@ def _swap(node: ir.Node, before: ir.Node) -> Outcome:
     Only where another Reshape follows that takes the second one in, so that a node is saved.
     """
     after = sole_consumer(node.outputs[0])
-    if before.op_type not in _VIEWS or after is None or after.op_type not in _VIEWS or _target(after) is None:
+    if before.op_type not in _VIEWS or after is None or after.op_type not in _VIEWS or view_target(after) is None:
         return None
     inner, outer = static_shape(before.inputs[0]), static_shape(before.outputs[0])
     result = static_shape(node.outputs[0])
@@ -209,13 +207,4 @@ def _swap(node: ir.Node, before: ir.Node) -> Outcome:
     turned.outputs[0].type = node.outputs[0].type
     turned.outputs[0].shape = ir.Shape([inner[axis] for axis in perm])
     shape = new_initializer(graph_of(node), np.array(result, np.int64), f"{node.outputs[0].name}_shape")
-    return _replace(node, "Reshape", [turned.outputs[0], shape])
-
-
-def _replace(
-    node: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, list[int]] | None = None
-) -> ir.Value:
-    merged = insert_before(node, op_type, inputs, attributes=attributes, name=node.name, like=node.outputs)
-    replace_uses(node.outputs[0], merged.outputs[0])
-    retire(node)
-    return merged.outputs[0]
+    return replace_node(node, "Reshape", [turned.outputs[0], shape])

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Context, graph_of, insert_before, is_standard, new_initializer, operator
-from onnxedge_passes.cleanup.worklist import Outcome, Rule, replace_node, retire
+from onnxedge.api import Context, graph_of, insert_before, new_initializer, operator
+from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, node_before, replace_node, retire
 
 _ALIKE = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "LRN", "LpNormalization")
 
@@ -32,12 +32,9 @@ class ShapeOfSource(Rule):
 
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Look at what produces the value whose shape is read."""
-        value = node.inputs[0]
-        before = value.producer() if value is not None else None
-        if value is None or before is None or not is_standard(before) or before.graph is not node.graph:
-            return None
-        source = before.inputs[0] if before.inputs else None
-        if source is None or before.outputs[0] is not value:
+        value, before = node.inputs[0], node_before(node)
+        source = input_at(before, 0) if before is not None else None
+        if value is None or before is None or source is None or before.outputs[0] is not value:
             return None
         if _keeps_shape(before):
             node.replace_input_with(0, source)

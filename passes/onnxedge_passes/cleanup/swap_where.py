@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxedge.api import Accuracy, Context, is_standard, replace_input
-from onnxedge_passes.cleanup.worklist import Outcome, Rule, retire
+from onnxedge.api import Accuracy, Context, replace_input
+from onnxedge_passes.cleanup.worklist import Outcome, Rule, node_before, retire
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +29,8 @@ class SwapWhere(Rule):
 
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Look for a Not before the condition."""
-        condition = node.inputs[0]
-        negation = condition.producer() if condition is not None else None
-        if negation is None or negation.op_type != "Not" or not is_standard(negation):
-            return None
-        if negation.graph is not node.graph or len(node.inputs) != 3:
+        negation = node_before(node, "Not")
+        if negation is None or len(node.inputs) != 3:
             return None
         left, right = node.inputs[1:]
         for index, value in enumerate((negation.inputs[0], right, left)):

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Context, graph_of, is_standard, new_initializer, replace_uses
-from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, replace_node, retire
+from onnxedge.api import Context, graph_of, is_standard, new_initializer
+from onnxedge_passes.cleanup.worklist import Outcome, Rule, input_at, replace_by, replace_node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,7 @@ class UnpackOptionals(Rule):
             flag = new_initializer(graph_of(node), np.array(held is not None), f"{node.outputs[0].name}_known")
             return replace_node(node, "Identity", [flag])
         assert held is not None
-        if not replace_uses(node.outputs[0], held):
-            return replace_node(node, "Identity", [held])
-        retire(node)
-        return held
+        return replace_by(node, held)
 
 
 def _held(value: ir.Value | None) -> tuple[bool, ir.Value | None]:

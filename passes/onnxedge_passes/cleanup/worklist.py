@@ -15,11 +15,13 @@ from onnxedge.api import (
     Result,
     graph_of,
     graphs_of,
+    insert_after,
     insert_before,
     is_standard,
     remove_node,
     replace_uses,
     scope_of,
+    sole_consumer,
     use_count,
 )
 
@@ -150,10 +152,64 @@ def replace_node(
     return made.outputs[0]
 
 
+def insert_behind(
+    value: ir.Value, graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value | None], **options: Any
+) -> ir.Node:
+    """Put a node right behind the producer of a value, or first of all in a graph where that stands outside of it."""
+    producer = value.producer()
+    if producer is not None and producer.graph is not None and graph_of(producer) is graph:
+        return insert_after(producer, op_type, inputs, **options)
+    return insert_before(graph[0], op_type, inputs, **options)
+
+
+def replace_by(node: ir.Node, value: ir.Value) -> ir.Value:
+    """Let the readers of a node with one output read a value that is there already, and return it.
+
+    By way of an Identity where the value cannot be the graph's output itself, as an input of the graph cannot.
+    """
+    if not replace_uses(node.outputs[0], value):
+        return replace_node(node, "Identity", [value])
+    retire(node)
+    return value
+
+
+def attributes_of(node: ir.Node) -> dict[str, Any]:
+    """Return the attributes of a node by name, for another node that is to have them."""
+    return {name: attribute.value for name, attribute in node.attributes.items()}
+
+
+def root_graphs(model: ir.Model) -> list[ir.Graph]:
+    """Return the graphs that stand in no other one: the main graph and those of the local functions."""
+    return [model.graph, *(function.graph for function in model.functions.values())]
+
+
+def graph_opset(graph: ir.Graph) -> int:
+    """Return the opset version of the default domain that a graph, or the function that it is of, is written in."""
+    imports = scope_of(graph).opset_imports
+    return imports.get("", imports.get("ai.onnx", 0))
+
+
 def node_opset(node: ir.Node) -> int:
     """Return the opset version of the default domain that a node is written in."""
-    imports = scope_of(graph_of(node)).opset_imports
-    return imports.get("", imports.get("ai.onnx", 0))
+    return graph_opset(graph_of(node))
+
+
+def node_before(node: ir.Node, *op_types: str, index: int = 0, alone: bool = False) -> ir.Node | None:
+    """Return the node of the default domain in the same graph that computes an input of another one, None for others.
+
+    Args:
+        node: the reader.
+        op_types: operators that it may be of, any for none.
+        index: of the input.
+        alone: only a node whose result nobody else reads.
+    """
+    value = input_at(node, index)
+    before = value.producer() if value is not None else None
+    if value is None or before is None or before.graph is not node.graph or not is_standard(before):
+        return None
+    if op_types and before.op_type not in op_types:
+        return None
+    return before if not alone or sole_consumer(value) is node else None
 
 
 def input_at(node: ir.Node, index: int) -> ir.Value | None:

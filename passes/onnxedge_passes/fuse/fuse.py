@@ -33,6 +33,7 @@ from onnxedge_passes.fuse.attention import AbsorbHeads, FuseAttention
 from onnxedge_passes.fuse.attention.pack_attention import PackAttention
 from onnxedge_passes.fuse.drop_zeros import DropZeros
 from onnxedge_passes.fuse.linear.einsum_to_matmul import EinsumToMatmul
+from onnxedge_passes.fuse.linear.flatten_projections import FlattenProjections
 from onnxedge_passes.fuse.linear.fold_affine import FoldAffine
 from onnxedge_passes.fuse.linear.fold_affine_before import FoldAffineBefore
 from onnxedge_passes.fuse.linear.fold_batchnorm import FoldBatchnorm
@@ -155,5 +156,9 @@ class Fuse(Pass):
             figures[CommonSubexpressions.name] += shared  # two fusions make the same constants
             if not pushed and not result.rewrites and not shared:
                 break
+        flat = apply_rules(model, (FlattenProjections(),), context)  # last: others look for the MatMul and the Add
+        figures.update(flat.figures)
+        if flat.rewrites:
+            figures[CommonSubexpressions.name] += CommonSubexpressions().run(model, context).rewrites
         summary = ", ".join(f"{name} {count}" for name, count in figures.items() if count)
         return Result(rewrites=figures.total(), summary=summary, figures=dict(figures))

@@ -9,20 +9,11 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import (
-    Accuracy,
-    Context,
-    constant,
-    graph_of,
-    insert_before,
-    is_standard,
-    new_initializer,
-    replace_uses,
-)
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, node_opset, retire
+from onnxedge.api import Accuracy, Context, constant, graph_of, is_standard, new_initializer
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, node_opset, replace_node
+from onnxedge_passes.fuse.expression import FLOATS
 
 _OPERATORS = ("Relu", "Clip", "Min", "Max")
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 _LONGEST = 8  #: operators that are merged at once
 Bounds = tuple[float, float]
 
@@ -61,7 +52,7 @@ class MergeClips(Rule):
             bounds, count = (low, high), count + 1
         if count == 1 and node.op_type not in ("Min", "Max"):
             return Refused("bounds not merged: the inner value has other readers or is exported") if shared else None
-        if node.outputs[0].dtype not in _FLOATS or not _keeps_rank(node, source):
+        if node.outputs[0].dtype not in FLOATS or not _keeps_rank(node, source):
             return None
         return _emit(node, source, bounds)
 
@@ -123,18 +114,13 @@ def _number(value: ir.Value | None) -> float | None:
 def _emit(node: ir.Node, source: ir.Value, bounds: Bounds) -> Outcome:
     low, high = bounds
     if (low, high) == (0.0, math.inf):
-        new = insert_before(node, "Relu", [source], name=node.name, like=node.outputs)
-    elif node_opset(node) < 11:
+        return replace_node(node, "Relu", [source])
+    if node_opset(node) < 11:
         return Refused("bounds not merged: Clip takes them as inputs from opset 11")
-    else:
-        dtype = (node.outputs[0].dtype or ir.DataType.FLOAT).numpy()
-        label = node.name or node.outputs[0].name
-        limits = [
-            new_initializer(graph_of(node), np.array(bound, dtype), f"{label}_{key}") if math.isfinite(bound) else None
-            for key, bound in (("min", low), ("max", high))
-        ]
-        inputs = [source, *(limits if limits[1] is not None else limits[:1])]
-        new = insert_before(node, "Clip", inputs, name=node.name, like=node.outputs)
-    replace_uses(node.outputs[0], new.outputs[0])
-    retire(node)
-    return new.outputs[0]
+    dtype = (node.outputs[0].dtype or ir.DataType.FLOAT).numpy()
+    label = node.name or node.outputs[0].name
+    limits = [
+        new_initializer(graph_of(node), np.array(bound, dtype), f"{label}_{key}") if math.isfinite(bound) else None
+        for key, bound in (("min", low), ("max", high))
+    ]
+    return replace_node(node, "Clip", [source, *(limits if limits[1] is not None else limits[:1])])

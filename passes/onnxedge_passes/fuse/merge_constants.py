@@ -14,14 +14,12 @@ from onnxedge.api import (
     Context,
     constant,
     graph_of,
-    insert_before,
     is_constant,
     is_standard,
     new_initializer,
-    replace_uses,
     sole_consumer,
 )
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, node_opset, retire
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, node_opset, replace_node
 
 #: Largest element of a constant that is added: larger ones round what they are added to, which may be meant.
 _LARGEST = {ir.DataType.FLOAT: 1e4, ir.DataType.DOUBLE: 1e4, ir.DataType.FLOAT16: 64.0}
@@ -64,12 +62,7 @@ class MergeConstants(Rule):
         if first is node:
             return None
         value = new_initializer(graph_of(node), merged.astype(dtype.numpy()), f"{node.outputs[0].name}_constant")
-        new = insert_before(
-            node, "Mul" if product else "Add", [step.data, value], name=node.name, like=node.outputs
-        ).outputs[0]
-        replace_uses(node.outputs[0], new)
-        retire(node)
-        return new
+        return replace_node(node, "Mul" if product else "Add", [step.data, value])
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxedge.api import Accuracy, Context, constant, is_standard, sole_consumer
-from onnxedge_passes.cleanup.worklist import Outcome, Rule, node_opset, replace_node
+from onnxedge.api import Accuracy, Context, constant
+from onnxedge_passes.cleanup.worklist import Outcome, Rule, node_before, node_opset, replace_node
 from onnxedge_passes.fuse.expression import FLOATS
 
 
@@ -32,14 +32,9 @@ class MergeReciprocals(Rule):
         if node.outputs[0].dtype not in FLOATS or node_opset(node) < 7:
             return None
         for side in (0, 1):
-            inverse, other = node.inputs[side], node.inputs[1 - side]
-            if inverse is None or other is None or constant(other) is not None or sole_consumer(inverse) is not node:
-                continue
-            before = inverse.producer()
-            if before is None or not is_standard(before) or before.graph is not node.graph:
-                continue
-            divisor = _divisor(before)
-            if divisor is not None:
+            before, other = node_before(node, index=side, alone=True), node.inputs[1 - side]
+            divisor = _divisor(before) if before is not None else None
+            if divisor is not None and other is not None and constant(other) is None:
                 return replace_node(node, "Div", [other, divisor])
         return None
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Accuracy, Context, constant, graph_of, is_standard, new_initializer, sole_consumer
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, node_opset, replace_node
-
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16)
+from onnxedge.api import Accuracy, Context, sole_consumer
+from onnxedge_passes.cleanup.axes import axes_for, named_axes
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, node_before, replace_node
+from onnxedge_passes.fuse.expression import FLOATS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +34,9 @@ class MergeSums(Rule):
 
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Look for a reduction of the same kind before a node."""
-        source = node.inputs[0]
-        before = source.producer() if source is not None else None
-        if source is None or before is None or before.op_type != node.op_type or not is_standard(before):
-            return None
-        data = before.inputs[0]
-        if before.graph is not node.graph or data is None or data.shape is None or data.dtype not in _FLOATS:
+        source, before = node.inputs[0], node_before(node, node.op_type)
+        data = before.inputs[0] if before is not None else None
+        if source is None or before is None or data is None or data.shape is None or data.dtype not in FLOATS:
             return None
         rank = len(data.shape)
         first = _axes(before, rank)
@@ -58,27 +54,16 @@ class MergeSums(Rule):
             return Refused(f"{node.op_type} not merged: another axis lies between the axes, and at once it is slower")
         if sole_consumer(source) is not node:
             return Refused(f"{node.op_type} not merged: the one before has other readers or is exported")
-        if node_opset(node) < _since(node):
-            return replace_node(node, node.op_type, [data], {"axes": axes, "keepdims": int(_keeps(node))})
-        operand = new_initializer(graph_of(node), np.array(axes, np.int64), f"{node.outputs[0].name}_axes")
-        return replace_node(node, node.op_type, [data, operand], {"keepdims": int(_keeps(node))})
+        operands, attributes = axes_for(node, node.op_type, axes, f"{node.outputs[0].name}_axes")
+        return replace_node(node, node.op_type, [data, *operands], {**attributes, "keepdims": int(_keeps(node))})
 
 
 def _keeps(node: ir.Node) -> bool:
     return node.attributes.get_int("keepdims", 1) != 0
 
 
-def _since(node: ir.Node) -> int:
-    """Return the opset since which the axes are an input."""
-    return 13 if node.op_type == "ReduceSum" else 18
-
-
 def _axes(node: ir.Node, rank: int) -> set[int] | None:
     """Return the axes of a reduction counted from the start, None where they are not named or not known."""
-    if node_opset(node) < _since(node):
-        axes = node.attributes.get_ints("axes", ())
-    else:
-        given = constant(input_at(node, 1))
-        axes = [int(axis) for axis in given.ravel()] if given is not None else []
+    axes = named_axes(node) or []
     found = {axis % rank for axis in axes if -rank <= axis < rank}
     return found if found and len(found) == len(axes) else None

@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Context, graph_of, insert_after, insert_before, is_standard, new_initializer, replace_uses
+from onnxedge.api import Context, graph_of, is_standard, new_initializer, replace_uses
 from onnxedge_passes.cleanup.merge_slices import cuts
-from onnxedge_passes.cleanup.worklist import Outcome, Rule, node_opset, retire
+from onnxedge_passes.cleanup.worklist import Outcome, Rule, insert_behind, node_opset, retire
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ def _piece(node: ir.Node, axis: int, size: int, rank: int) -> Piece | None:
 
 def _split(source: ir.Value, axis: int, pieces: list[Piece]) -> ir.Value:
     first = pieces[0].node
-    graph, producer = graph_of(first), source.producer()
-    label = first.name or "split"
+    graph, label = graph_of(first), first.name or "split"
     sizes = [piece.end - piece.start for piece in pieces]
     inputs, attributes = [source], {"axis": axis}
     if node_opset(first) >= 13:
@@ -78,9 +77,7 @@ def _split(source: ir.Value, axis: int, pieces: list[Piece]) -> ir.Value:
     else:
         attributes["split"] = sizes  # type: ignore[assignment]
     names = [piece.node.outputs[0].name or "part" for piece in pieces]
-    own = producer is not None and producer.graph is graph
-    put, anchor = (insert_after, producer) if own and producer is not None else (insert_before, graph[0])
-    made = put(anchor, "Split", inputs, attributes=attributes, name=label, outputs=names)
+    made = insert_behind(source, graph, "Split", inputs, attributes=attributes, name=label, outputs=names)
     for piece, output in zip(pieces, made.outputs, strict=True):
         old = piece.node.outputs[0]
         output.type, output.shape = old.type, old.shape

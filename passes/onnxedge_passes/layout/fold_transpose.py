@@ -9,17 +9,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import (
-    Accuracy,
-    Array,
-    Context,
-    constant,
-    constant_tensor,
-    is_standard,
-    set_constant,
-    sole_consumer,
-)
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, retire
+from onnxedge.api import Accuracy, Array, Context, constant, constant_tensor, set_constant
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, node_before, retire
 
 _LARGEST_SHARED = 1 << 20  #: elements of a weight that may be kept twice, for others that read it
 
@@ -41,11 +32,11 @@ class FoldTranspose(Rule):
 
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Look for the flattening and the Transpose before a product."""
-        view = _producer(node.inputs[0], node)
-        if view is None or view.op_type not in ("Reshape", "Flatten") or node.attributes.get_int("transA", 0) != 0:
+        view = node_before(node, "Reshape", "Flatten", alone=True)
+        if view is None or node.attributes.get_int("transA", 0) != 0:
             return None
-        transpose = _producer(view.inputs[0], view)
-        if transpose is None or transpose.op_type != "Transpose":
+        transpose = node_before(view, "Transpose", alone=True)
+        if transpose is None:
             return None
         data, tensor = transpose.inputs[0], constant_tensor(input_at(node, 1))
         perm = list(transpose.attributes.get_ints("perm", ()))
@@ -64,14 +55,6 @@ class FoldTranspose(Rule):
         view.replace_input_with(0, data)
         retire(transpose)
         return node.outputs[0]
-
-
-def _producer(value: ir.Value | None, reader: ir.Node) -> ir.Node | None:
-    """Return the node that computes a value for one reader alone."""
-    node = value.producer() if value is not None else None
-    if node is None or not is_standard(node) or node.graph is not reader.graph or not node.inputs:
-        return None
-    return node if value is not None and sole_consumer(value) is reader else None
 
 
 def _flattens(view: ir.Node, rows: int) -> bool:

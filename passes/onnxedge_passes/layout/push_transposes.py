@@ -24,7 +24,7 @@ from onnxedge.api import (
     operator,
     replace_uses,
 )
-from onnxedge_passes.cleanup.worklist import retire
+from onnxedge_passes.cleanup.worklist import attributes_of, insert_behind, retire
 from onnxedge_passes.layout.cut import cheapest
 from onnxedge_passes.layout.orders import Perm, agree, composed, inverse, is_single, is_sorted, rank
 from onnxedge_passes.layout.region import Region, grow, perm_of
@@ -182,7 +182,7 @@ def _turn(node: ir.Node, how: Turned, made: dict[ir.Value, ir.Value]) -> None:
     for index, array in how.operands.items():
         inputs += [None] * (index + 1 - len(inputs))
         inputs[index] = new_initializer(graph, array, f"{node.outputs[0].name}_turned")
-    attributes = {**{name: a.value for name, a in node.attributes.items()}, **how.attributes}
+    attributes = {**attributes_of(node), **how.attributes}
     domain = "" if is_standard(node) else node.domain
     options: dict[str, Any] = {"attributes": attributes, "domain": domain, "name": node.name}
     new = insert_before(node, node.op_type, inputs, outputs=len(node.outputs), like=node.outputs, **options)
@@ -231,11 +231,8 @@ def _in_order(value: ir.Value, order: Perm, reader: ir.Node, made: dict[ir.Value
 
 def _transposed(value: ir.Value, perm: Perm, reader: ir.Node, like: ir.Value) -> ir.Value:
     """Put a Transpose right behind the producer of a value, first of all for one from outside the graph."""
-    producer, graph = value.producer(), graph_of(reader)
-    options: dict[str, Any] = {"attributes": {"perm": list(perm)}, "like": [like]}
-    if producer is not None and producer.graph is reader.graph:
-        return insert_after(producer, "Transpose", [value], **options).outputs[0]
-    return insert_before(graph[0], "Transpose", [value], **options).outputs[0]
+    attributes = {"perm": list(perm)}
+    return insert_behind(value, graph_of(reader), "Transpose", [value], attributes=attributes, like=[like]).outputs[0]
 
 
 def _hand_over(old: ir.Value, new: ir.Value, order: Perm, part: set[ir.Node]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from onnxedge.api import is_standard
-from onnxedge_passes.cleanup.worklist import node_opset
+from onnxedge_passes.cleanup.worklist import is_exported_twice, node_opset
 from onnxedge_passes.layout.orders import Perm, is_sorted, rank
 from onnxedge_passes.layout.regrouped import OLDEST, turned
 from onnxedge_passes.layout.turned import Turned
@@ -46,7 +46,7 @@ def grow(start: ir.Node, before: Perm | None, after: Perm | None = None) -> Regi
     queue: list[tuple[ir.Node, Perm | None, Perm | None]] = [(start, before, after)]
     while queue and len(region.nodes) < _LARGEST_REGION:
         node, before, after = queue.pop()
-        if node in region.nodes or any(_is_repeated(value) for value in node.outputs):
+        if node in region.nodes or any(is_exported_twice(value) for value in node.outputs):
             continue
         if before is None:
             before = region.orders.get(node.inputs[0]) if node.inputs[0] is not None else None
@@ -75,9 +75,3 @@ def grow(start: ir.Node, before: Perm | None, after: Perm | None = None) -> Regi
 def _asked_for(value: ir.Value) -> list[Perm]:
     """Return the orders that Transposes bring a value into."""
     return [perm for use in value.uses() if (perm := perm_of(use.node)) is not None]
-
-
-def _is_repeated(value: ir.Value) -> bool:
-    """Tell whether a value is more than one output of its graph, so that no other can stand in for it."""
-    graph = value.graph
-    return value.is_graph_output() and graph is not None and sum(output is value for output in graph.outputs) > 1

@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxedge.api import constant, is_standard
+from onnxedge_passes.cleanup.axes import REDUCTIONS, named_axes
 from onnxedge_passes.cleanup.worklist import input_at, node_opset
 from onnxedge_passes.layout.orders import Blocks, Perm, carried, flipped, is_sorted, rank, sizes
-from onnxedge_passes.layout.turned import Turned, named_axes, turned_in_place, with_axes
+from onnxedge_passes.layout.turned import Turned, turned_in_place, with_axes
 
 OLDEST = 7  #: opset from which operators broadcast as they do today
 _UNKNOWN = (4294967311, 4294967357, 4294967371, 4294967377, 4294967387, 4294967389, 4294967459, 4294967477)
@@ -63,9 +64,9 @@ def _without(gone: set[int], have: int) -> Grouping:
     return [((axis,), (place,)) for place, axis in enumerate(left)], len(left)
 
 
-def _named(node: ir.Node, since: int, whole: int) -> set[int] | None:
+def _named(node: ir.Node, whole: int) -> set[int] | None:
     """Return the axes that a node names, counted from the start among ``whole``."""
-    axes = named_axes(node, 1, since)
+    axes = named_axes(node)
     return {axis % whole for axis in axes} if axes and whole else None
 
 
@@ -73,7 +74,7 @@ def _reduced(node: ir.Node) -> set[int] | None:
     have = rank(node.inputs[0]) or 0
     if node.op_type in ("ArgMax", "ArgMin"):
         return {node.attributes.get_int("axis", 0) % have} if have else None
-    return _named(node, 13 if node.op_type == "ReduceSum" else 18, have)
+    return _named(node, have)
 
 
 def _group_reduction(node: ir.Node) -> Grouping | None:
@@ -87,23 +88,23 @@ def _write_reduction(node: ir.Node, before: Perm, after: Perm) -> Turned | None:
     axes = _places(before, _reduced(node) or set())
     if node.op_type in ("ArgMax", "ArgMin"):
         return Turned((0,), before, after, {"axis": axes[0]})
-    return Turned((0,), before, after, **with_axes(node, 1, 13 if node.op_type == "ReduceSum" else 18, axes))
+    return Turned((0,), before, after, **with_axes(node, axes))
 
 
 def _group_squeeze(node: ir.Node) -> Grouping | None:
     have = rank(node.inputs[0]) or 0
-    gone = _named(node, 13, have)
+    gone = _named(node, have)
     return _without(gone, have) if gone is not None else None
 
 
 def _write_squeeze(node: ir.Node, before: Perm, after: Perm) -> Turned | None:
-    gone = _named(node, 13, len(before)) or set()
-    return Turned((0,), before, after, **with_axes(node, 1, 13, _places(before, gone)))
+    gone = _named(node, len(before)) or set()
+    return Turned((0,), before, after, **with_axes(node, _places(before, gone)))
 
 
 def _added(node: ir.Node) -> set[int] | None:
-    axes = named_axes(node, 1, 13)
-    return _named(node, 13, (rank(node.inputs[0]) or 0) + len(axes or ()))
+    axes = named_axes(node)
+    return _named(node, (rank(node.inputs[0]) or 0) + len(axes or ()))
 
 
 def _group_unsqueeze(node: ir.Node) -> Grouping | None:
@@ -115,7 +116,7 @@ def _group_unsqueeze(node: ir.Node) -> Grouping | None:
 
 
 def _write_unsqueeze(node: ir.Node, before: Perm, after: Perm) -> Turned | None:
-    return Turned((0,), before, after, **with_axes(node, 1, 13, _places(after, _added(node) or set())))
+    return Turned((0,), before, after, **with_axes(node, _places(after, _added(node) or set())))
 
 
 def _group_gather(node: ir.Node) -> Grouping | None:
@@ -216,13 +217,8 @@ def _write_reshape(node: ir.Node, before: Perm, after: Perm) -> Turned | None:
     return Turned((0,), before, after, operands={1: np.array(shape, np.int64)}) if shape.count(-1) <= 1 else None
 
 
-_REDUCTIONS = (
-    *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd"),
-    *("ReduceSum", "ReduceSumSquare", "ArgMax", "ArgMin"),
-)
-
 _REGROUPING: Mapping[str, tuple[Group, Write]] = {
-    **dict.fromkeys(_REDUCTIONS, (_group_reduction, _write_reduction)),
+    **dict.fromkeys((*REDUCTIONS, "ArgMax", "ArgMin"), (_group_reduction, _write_reduction)),
     "Squeeze": (_group_squeeze, _write_squeeze),
     "Unsqueeze": (_group_unsqueeze, _write_unsqueeze),
     "Gather": (_group_gather, _write_gather),

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxedge.api import Array, constant, is_standard, operator
+from onnxedge_passes.cleanup.axes import takes_axes_as_input
 from onnxedge_passes.cleanup.worklist import input_at, node_opset
 from onnxedge_passes.layout.orders import Perm, inverse, is_single, rank, sizes
 
@@ -51,20 +52,11 @@ def turned_in_place(node: ir.Node, perm: Perm) -> Turned | None:
     return None
 
 
-def named_axes(node: ir.Node, index: int, since: int) -> list[int] | None:
-    """Return the axes that a node names, as attribute or input; None where it names none or computes them."""
-    if node_opset(node) < since:
-        found = node.attributes.get_ints("axes", None)
-        return list(found) if found is not None else None
-    given = constant(input_at(node, index))
-    return [int(axis) for axis in given.ravel()] if given is not None else None
-
-
-def with_axes(node: ir.Node, index: int, since: int, axes: Sequence[int]) -> dict[str, Any]:
+def with_axes(node: ir.Node, axes: Sequence[int]) -> dict[str, Any]:
     """Return the part of a :class:`Turned` that gives a node other axes, as its opset writes them."""
-    if node_opset(node) < since:
-        return {"attributes": {"axes": list(axes)}}
-    return {"operands": {index: np.array(axes, np.int64)}}
+    if takes_axes_as_input(node):
+        return {"operands": {1: np.array(axes, np.int64)}}
+    return {"attributes": {"axes": list(axes)}}
 
 
 def _elementwise(node: ir.Node, perm: Perm) -> Turned | None:

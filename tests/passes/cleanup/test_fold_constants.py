@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
+import onnx_ir as ir
 import pytest
+from onnxedge_passes.cleanup.constants.evaluate import Evaluator
 from onnxedge_passes.cleanup.constants.fold_constants import FoldConstants
 
 from onnxedge.api import weight_bytes
@@ -92,10 +92,11 @@ def test_overflow_and_nan_come_out_as_in_the_runtime(check) -> None:
 
 
 @pytest.mark.parametrize("body", BOMBS.values(), ids=BOMBS)
-def test_bombs_are_not_evaluated(check, body: str) -> None:
-    start = time.perf_counter()
+def test_bombs_are_not_evaluated(check, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    evaluated: list[ir.Node] = []
+    monkeypatch.setattr(Evaluator, "evaluate", lambda self, nodes, known: (evaluated.extend(nodes), ({}, {}))[1])
     reasons = check(FoldConstants(), f"{HEAD} {body}", runs=False, infer=False)
-    assert time.perf_counter() - start < 5
+    assert not evaluated
     assert reasons == ["not folded: it would add more bytes than max_constant_bytes allows"]
 
 

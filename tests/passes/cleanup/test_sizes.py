@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from conftest import parse
 from onnxedge_passes.cleanup.constants.fold_constants import FoldConstants
+
+from onnxedge.api import Session
 
 HEAD = "g (float[N, 12, 4] x) => (float[A, B, C] y)"
 ONE = "int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] last = {-1}"
@@ -46,7 +50,12 @@ FOLDED = {
     ),
 }  # fmt: skip
 
+TABLE = f"float[8, 1] w = {{{', '.join(str(i) for i in range(8))}}}, {ONE}"
+CUT = "s = Shape(x) n = Slice(s, zero, one) c = Slice(w, zero, n, zero) a = Add(x, c) k = Shape(a) y = Expand(x, k)"
+
 KEPT = {
+    "a table of one row, cut": f"g (float[N, 4] x) => (float[A, B] y) <{ONE}, float[1, 1] w = {{3}}> {{ {CUT} }}",
+    "a table cut elsewhere": f"g (float[N, 4] x) => (float[A, B] y) <{TABLE}> {{ {CUT.replace('w, zero', 'w, one')} }}",
     "two inputs whose dimensions have one name": "g (float[N, M] x, float[N, M] z) => (float[A, B] y)"
     " { s = Shape(z) y = Reshape(x, s) }",
     "a size that may be 1": "g (float[N, 4] x) => (float[A, B] y, int64[1] k) <int64[1] one = {1}, int64[1] zero = {0}>"
@@ -69,3 +78,33 @@ def test_folds(check, before: str, after: str) -> None:
 @pytest.mark.parametrize("text", KEPT.values(), ids=KEPT)
 def test_stays(check, text: str) -> None:
     check(FoldConstants(), text)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "shape"),
+    [
+        ("float[N, M, 4] x", ["N", "M", 4]),
+        ("float[N, M, 4] x, float[N, M] z", ["N", "M", 4]),  # equal or not, the sizes are those of x
+        ("float[K, M, 4] x, float[N, M] z", ["K", "M", 4]),
+    ],
+)
+def test_a_size_has_the_name_that_its_input_gives_it(rewritten, inputs: str, shape: list[int | str]) -> None:
+    text = (
+        f"g ({inputs}) => (float[A, B, C] y) <{ONE}, int64[1] f = {{4}}> {{ s = Shape(x) n = Slice(s, zero, one)"
+        " m = Slice(s, one, two) t = Concat<axis=0>(n, m, f) h = Transpose<perm=[1, 0, 2]>(x) r = Reshape(h, t)"
+        " y = Neg(r) }"
+    )
+    model, _ = rewritten(FoldConstants(), text, infer=False)
+    found = next(node for node in model.graph if node.op_type == "Reshape").outputs[0].shape
+    assert [d if isinstance(d, int) else d.value for d in found] == shape
+
+
+def test_a_table_cut_to_the_size_that_it_is_added_to(applied) -> None:
+    text = f"g (float[N, 4] x) => (float[A, B] y) <{TABLE}> {{ v = Relu(x) {CUT.replace('Expand(x', 'Expand(v')} }}"
+    original, model = parse(text), parse(text)
+    applied(FoldConstants(), model, "ort-cpu", infer=False)
+    assert "Expand" not in [node.op_type for node in model.graph]
+    first, second = Session(original, level="disable"), Session(model, level="disable")
+    for rows in (0, 1, 2, 7, 8):
+        x = np.arange(rows * 4, dtype=np.float32).reshape(rows, 4)
+        np.testing.assert_array_equal(first.run({"x": x})["y"], second.run({"x": x})["y"])

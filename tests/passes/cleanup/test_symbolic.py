@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxedge_passes.cleanup.shapes.symbolic import (
     add,
+    broadcast,
     divide,
     is_equal,
     is_less,
@@ -55,3 +56,24 @@ def test_comparisons() -> None:
     assert larger(N, M) == larger(M, N)
     assert lower_bound(add(multiply(N, 3), 2)) == 2
     assert lower_bound(subtract(N, M)) is None
+
+
+def test_what_can_be_broadcast_with_its_bound_is_equal_to_it() -> None:
+    assert broadcast({N, smaller(N, 1024)}) == N
+    assert broadcast({smaller(N, 8), smaller(N, 1024), N}) == N
+    assert broadcast({N}) == N
+    assert broadcast(set()) == 1
+    assert broadcast({N, smaller(N, 1)}) is None  # which is 1 for any N
+    assert broadcast({N, smaller(N, M)}) is None  # the same where M is 1
+    assert broadcast({N, larger(N, 1024)}) is None  # the same where N is 1
+    assert broadcast({1024, smaller(N, 1024)}) is None
+    assert broadcast({M, N, smaller(N, 1024)}) is None
+
+
+def test_deep_expressions_are_equal_to_themselves_alone() -> None:
+    deep, twin = N, N
+    for number in range(2000):
+        assert (deep == twin) is (number <= 16)
+        deep, twin = (smaller(item, 5000 - number) for item in (deep, twin))
+    assert deep == deep
+    assert deep != twin

@@ -11,6 +11,7 @@ HEAD = "g (float[2, 3, 4] x) => (float[2, 3, 4] y)"
 SCALE = "float[4] g = {1, 2, -1, 0.5}, float[4] b = {0, 1, 2, 3}"
 CONSTANTS = f"<{SCALE}, float e = {{0.001}}, float two = {{2}}, float half = {{0.5}}, float mh = {{-0.5}}>"
 MEAN, VARIANCE = "m = ReduceMean<axes=[-1]>(x) d = Sub(x, m)", "v = ReduceMean<axes=[-1]>(q) w = Add(v, e)"
+NORMAL = f"{MEAN} q = Mul(d, d) {VARIANCE} s = Sqrt(w) n = Div(d, s)"
 FUSED = f"{HEAD} <{SCALE}> {{ y = LayerNormalization<axis=-1, epsilon=0.001>(x, g, b) }}"
 
 SPELLINGS = {
@@ -50,38 +51,64 @@ def test_dynamic_batch_and_time(check) -> None:
     )
 
 
-def test_without_beta(check) -> None:
-    body = f"{MEAN} q = Mul(d, d) {VARIANCE} s = Sqrt(w) n = Div(d, s) y = Mul(n, g)"
-    check(
-        FuseLayerNorm(),
-        f"{HEAD} {CONSTANTS} {{ {body} }}",
-        f"{HEAD} <{SCALE}> {{ y = LayerNormalization<axis=-1, epsilon=0.001>(x, g) }}",
-    )
+@pytest.mark.parametrize(
+    ("end", "after"),
+    [
+        ("y = Mul(n, g)", "y = LayerNormalization<axis=-1, epsilon=0.001>(x, g)"),
+        (
+            "o = Mul(n, g) p = Add(o, b) y = Add(p, x)",
+            "p = LayerNormalization<axis=-1, epsilon=0.001>(x, g, b) y = Add(p, x)",
+        ),
+    ],
+    ids=["without beta", "a residual addition stays outside"],
+)
+def test_other_ends(check, end: str, after: str) -> None:
+    check(FuseLayerNorm(), f"{HEAD} {CONSTANTS} {{ {NORMAL} {end} }}", f"{HEAD} <{SCALE}> {{ {after} }}")
 
 
 def test_gamma_at_run_time_stays_behind_the_fused_part(check) -> None:
-    body = f"{MEAN} q = Mul(d, d) {VARIANCE} s = Sqrt(w) n = Div(d, s) y = Mul(n, t)"
     head = "g (float[2, 3, 4] x, float[4] t) => (float[2, 3, 4] y)"
     check(
         FuseLayerNorm(),
-        f"{head} {CONSTANTS} {{ {body} }}",
+        f"{head} {CONSTANTS} {{ {NORMAL} y = Mul(n, t) }}",
         f"{head} <float[4] g = {{1, 1, 1, 1}}>"
         " { n = LayerNormalization<axis=-1, epsilon=0.001>(x, g) y = Mul(n, t) }",
-    )
-
-
-def test_a_residual_addition_stays_outside(check) -> None:
-    body = f"{MEAN} q = Mul(d, d) {VARIANCE} s = Sqrt(w) n = Div(d, s) o = Mul(n, g) p = Add(o, b) y = Add(p, x)"
-    check(
-        FuseLayerNorm(),
-        f"{HEAD} {CONSTANTS} {{ {body} }}",
-        f"{HEAD} <{SCALE}> {{ p = LayerNormalization<axis=-1, epsilon=0.001>(x, g, b) y = Add(p, x) }}",
     )
 
 
 def test_old_opsets_are_said(check) -> None:
     reasons = check(FuseLayerNorm(), f"{HEAD} {CONSTANTS} {{ {SPELLINGS['PyTorch']} }}", opset=13)
     assert reasons == ["layer normalization not fused: the operator comes with opset 17"]
+
+
+@pytest.mark.parametrize("body", SPELLINGS.values(), ids=SPELLINGS)
+def test_old_opsets_where_the_target_has_a_kernel(check, body: str) -> None:
+    after = f"{HEAD} <{SCALE}> {{ y = com.microsoft.SkipLayerNormalization<epsilon=0.004>(x, x, g, b) }}"
+    check(FuseLayerNorm(), f"{HEAD} {CONSTANTS} {{ {body} }}", after, opset=13, target="ort-cuda")
+
+
+@pytest.mark.parametrize("beta", [True, False])
+def test_old_opsets_behind_a_residual_addition(check, beta: bool) -> None:
+    head = "g (float[N, T, 4] a, float[N, T, 4] k) => (float[N, T, 4] y, float[N, T, 4] z)"
+    end = "o = Mul(n, g) y = Add(o, b)" if beta else "y = Mul(n, g)"
+    body = f"x = Add(a, k) {NORMAL} {end} z = Exp(x)"
+    kernel = f"com.microsoft.SkipLayerNormalization<epsilon=0.001>(a, k, g{', b' if beta else ''})"
+    check(
+        FuseLayerNorm(),
+        f"{head} {CONSTANTS} {{ {body} }}",
+        f"{head} <{SCALE}> {{ y, , , x = {kernel} z = Exp(x) }}",
+        opset=13,
+        target="ort-cuda",
+    )
+
+
+@pytest.mark.parametrize("shape", ["[6, 4]", "[2, 3, 4, 4]"])
+def test_old_opsets_and_another_rank_are_said(check, shape: str) -> None:
+    text = f"{HEAD} {CONSTANTS} {{ {SPELLINGS['PyTorch']} }}".replace("[2, 3, 4]", shape)
+    assert check(FuseLayerNorm(), text, opset=13, target="ort-cuda") == [
+        "layer normalization not fused: the operator comes with opset 17, and SkipLayerNormalization is not for it:"
+        " it takes values of rank 3"
+    ]
 
 
 def test_other_readers_are_said(check) -> None:
@@ -160,8 +187,6 @@ def test_casts_inside_a_float16_model_are_dropped(rewritten) -> None:
 SHARED = "g (float[N, 3, 4] x) => (float[N, 3, 4] y, float[N, 3, 1] z)"
 NORM = "LayerNormalization<axis=-1, epsilon=0.001>(x, g, b)"
 SPELLED = SPELLINGS["PyTorch"]
-
-
 INVERSE = SPELLED.replace("n = Div(d, s)", "r = Reciprocal(s) n = Mul(d, r)")
 SQUARES = "d = Sub(x, m) q = Pow(d, two) v = ReduceMean<axes=[-1]>(q)"
 
@@ -170,12 +195,13 @@ SQUARES = "d = Sub(x, m) q = Pow(d, two) v = ReduceMean<axes=[-1]>(q)"
     ("body", "after"),
     [
         (f"{SPELLED} z = Relu(m)", f"y, m = {NORM} z = Relu(m)"),
+        (SPELLED.replace("d = Sub", "z = Relu(m) d = Sub"), f"y, m = {NORM} z = Relu(m)"),
         (f"{INVERSE} z = Relu(r)", f"y, , r = {NORM} z = Relu(r)"),
         (f"{INVERSE} u = Mul(m, r) z = Neg(u)", f"y, m, r = {NORM} u = Mul(m, r) z = Neg(u)"),
         (f"{SPELLED} z = Relu(v)", f"y = {NORM} m = ReduceMean<axes=[-1]>(x) {SQUARES} z = Relu(v)"),
         (f"{SPELLED} p = Mul(m, v) z = Exp(p)", f"y, m = {NORM} {SQUARES} p = Mul(m, v) z = Exp(p)"),
     ],
-    ids=["mean", "inverse deviation", "both", "variance", "mean and variance"],
+    ids=["mean", "mean, before the end", "inverse deviation", "both", "variance", "mean and variance"],
 )
 def test_statistics_that_others_read(check, body: str, after: str) -> None:
     check(FuseLayerNorm(), f"{SHARED} {CONSTANTS} {{ {body} }}", f"{SHARED} {CONSTANTS} {{ {after} }}")
@@ -183,20 +209,7 @@ def test_statistics_that_others_read(check, body: str, after: str) -> None:
 
 def test_an_exported_mean(check) -> None:
     head = SHARED.replace(" z)", " m)")
-    check(
-        FuseLayerNorm(),
-        f"{head} {CONSTANTS} {{ {SPELLED} }}",
-        f"{head} {CONSTANTS} {{ y, m = {NORM} }}",
-    )
-
-
-def test_a_reader_of_the_mean_before_the_end(check) -> None:
-    early = SPELLED.replace("d = Sub", "z = Relu(m) d = Sub")
-    check(
-        FuseLayerNorm(),
-        f"{SHARED} {CONSTANTS} {{ {early} }}",
-        f"{SHARED} {CONSTANTS} {{ y, m = {NORM} z = Relu(m) }}",
-    )
+    check(FuseLayerNorm(), f"{head} {CONSTANTS} {{ {SPELLED} }}", f"{head} {CONSTANTS} {{ y, m = {NORM} }}")
 
 
 def test_a_normalized_value_that_others_read(check) -> None:
@@ -226,12 +239,6 @@ def test_a_mean_whose_axis_is_dropped(check) -> None:
         f" {{ {SPELLED} u = Squeeze(m, last) z = Relu(u) }}",
         f"{head} <{SCALE}, int64[1] last = {{-1}}> {{ y, m = {NORM} u = Squeeze(m, last) z = Relu(u) }}",
     )
-
-
-def test_old_opset_is_said(check) -> None:
-    body = f"{MEAN} q = Mul(d, d) {VARIANCE} s = Sqrt(w) n = Div(d, s) o = Mul(n, g) y = Add(o, b)"
-    reasons = check(FuseLayerNorm(), f"{HEAD} {CONSTANTS} {{ {body} }}", opset=13)
-    assert reasons == ["layer normalization not fused: the operator comes with opset 17"]
 
 
 def test_an_output_exported_twice(applied) -> None:

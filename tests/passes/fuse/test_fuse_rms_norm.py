@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from conftest import parse
 from onnxedge_passes.fuse.norm.fuse_rms_norm import FuseRmsNorm
+
+from onnxedge.api import Session
 
 HEAD = "g (float[N, 3, 4] x) => (float[N, 3, 4] y)"
 SCALE = "float[4] g = {1, 2, -1, 0.5}"
@@ -122,10 +126,60 @@ def test_a_residual_sum_of_float16_with_casts_inside(check) -> None:
     )
 
 
-def test_a_residual_of_another_shape_is_said(check) -> None:
+def test_a_residual_of_another_shape_stays_outside(check) -> None:
     head = RESIDUAL.replace("N, T, 4] k", "1, T, 4] k")
-    text = with_constants(f"x = Add(a, k) {BY_RUNTIME['Div']}").replace(HEAD, head)
+    check(
+        FuseRmsNorm(),
+        with_constants(f"x = Add(a, k) {BY_RUNTIME['Div']}").replace(HEAD, head),
+        f"{head} <{SCALE}> {{ x = Add(a, k) y = {TWICE} }}",
+        opset=18,
+        target="ort-cuda",
+    )
+
+
+TWICE = "com.microsoft.SkipSimplifiedLayerNormalization<epsilon=0.004>(x, x, g)"
+
+
+@pytest.mark.parametrize("body", [*SPELLINGS.values(), *BY_RUNTIME.values()], ids=[*SPELLINGS, *BY_RUNTIME])
+def test_of_a_value_twice_where_nothing_is_added(check, body: str) -> None:
+    check(FuseRmsNorm(), with_constants(body), f"{HEAD} <{SCALE}> {{ y = {TWICE} }}", opset=18, target="ort-cuda")
+
+
+def test_of_a_value_twice_without_a_scale(check) -> None:
+    text = with_constants(f"q = Mul(x, x) {VARIANCE} s = Sqrt(w) y = Div(x, s)")
+    after = f"{HEAD} <float[4] g = {{1, 1, 1, 1}}> {{ y = {TWICE} }}"
+    check(FuseRmsNorm(), text, after, opset=18, target="ort-cuda")
+
+
+def test_doubling_rounds_nothing() -> None:
+    head = "g (float[N, T, 768] x, float[N, T, 768] z, float[768] g) => (float[N, T, 768] y)"
+    twice, once = (
+        Session(parse(f"{head} {{ y = com.microsoft.SkipSimplifiedLayerNormalization<epsilon={epsilon}>(x, {k}, g) }}"))
+        for k, epsilon in (("x", 4e-5), ("z", 1e-5))
+    )
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1, 768), (2, 7, 768), (0, 3, 768)):
+        for scale in (0.0, 1e-30, 1e-3, 1.0, 1e3, 1e15):
+            x, g = (rng.standard_normal(size).astype(np.float32) for size in (shape, 768))
+            feed = {"x": x * np.float32(scale), "z": np.zeros_like(x), "g": g}
+            np.testing.assert_array_equal(twice.run(feed)["y"], once.run(feed)["y"])
+
+
+@pytest.mark.parametrize("rank", [2, 4])
+def test_another_rank_is_said(check, rank: int) -> None:
+    text = with_constants(BY_RUNTIME["Div"]).replace("[N, 3, 4]", f"[{'N, 3, 3, 4' if rank == 4 else 'N, 4'}]")
     reasons = check(FuseRmsNorm(), text, opset=18, target="ort-cuda")
-    assert reasons == [
-        "SkipSimplifiedLayerNormalization not fused: the shapes of what is added are not known to be equal"
-    ]
+    assert reasons == ["SkipSimplifiedLayerNormalization not fused: it takes values of rank 3"]
+
+
+def test_float16_that_may_overflow_is_said(check) -> None:
+    body = f"x = Cast<to=1>(h) q = Mul(x, x) {VARIANCE} d = Sqrt(w) n = Div(x, d) o = Mul(n, g) y = Cast<to=10>(o)"
+    text = with_constants(body).replace(HEAD, HEAD.replace("float", "float16").replace("x)", "h)"))
+    reasons = check(FuseRmsNorm(), text, opset=18, target="ort-cuda")
+    assert reasons == ["SkipSimplifiedLayerNormalization not fused: without a sum before it it takes float32"]
+
+
+def test_nothing_is_taken_twice_from_opset_23_on(check) -> None:
+    after = f"{HEAD} <{SCALE}> {{ y = RMSNormalization<axis=-1, epsilon=0.001>(x, g) }}"
+    text = with_constants(BY_RUNTIME["Div"])
+    check(FuseRmsNorm(), text, after, opset=23, ir_version=11, target="ort-cuda")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from conftest import assert_same_outputs, parse
+from onnxedge_passes.cleanup.constants.fold_constants import FoldConstants
 from onnxedge_passes.fuse.norm.fuse_skip_layer_norm import FuseSkipLayerNorm
 
 HEAD = "g (float[B, T, 4] x, float[B, T, 4] r) => (float[B, T, 4] y)"
@@ -87,3 +89,35 @@ def test_other_targets(check, target: str) -> None:
     reasons = check(FuseSkipLayerNorm(), f"{HEAD} <{SCALE}> {{ s = Add(x, r) {NORM} }}", target=target)
     assert reasons == [f"SkipLayerNormalization not fused: target {target} lists no kernel for it"]
     assert check(FuseSkipLayerNorm(), f"{HEAD} <{SCALE}> {{ s = Add(x, b) {NORM} }}", target=target) == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "inputs", "reasons"),
+    [
+        ("1, T, 4", "s, s", ["sum not taken into SkipLayerNormalization: {}"]),
+        ("1, T, 4", "x, s", []),
+        ("B, T, 4", "s, s", []),  # by the rules that fuse raw operators, before
+    ],
+)
+def test_a_sum_that_is_normalized_alone_is_said(check, shape: str, inputs: str, reasons: list[str]) -> None:
+    head = HEAD.replace("B, T, 4] r", f"{shape}] r")
+    text = (
+        f"{head} <{SCALE}> {{ s = Add(x, r) y = com.microsoft.SkipLayerNormalization<epsilon=0.004>({inputs}, g, b) }}"
+    )
+    said = [reason.format("the shapes of what is added are not known to be equal") for reason in reasons]
+    assert check(FuseSkipLayerNorm(), text, **CUDA) == said
+
+
+def test_sizes_that_are_computed_from_another_input(applied) -> None:
+    """Two inputs declare the same names; the shape of ``r`` is computed from one of them, in another order."""
+    head = "g (float[B, T, 4] x, float[T, B, 4] h, float[B, T] m) => (float[B, T, 4] y, float[B, T] n)"
+    axes = "int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] four = {4}"
+    text = (
+        f"{head} <{SCALE}, {axes}> {{ k = Shape(x) p = Slice(k, zero, one) q = Slice(k, one, two)"
+        f" t = Concat<axis=0>(p, q, four) e = Exp(h) r = Reshape(e, t) s = Add(x, r) {NORM} n = Neg(m) }}"
+    )
+    original, model = parse(text), parse(text)
+    applied(FoldConstants(), model, "ort-cuda", infer=False)
+    applied(FuseSkipLayerNorm(), model, "ort-cuda", infer=False)
+    assert [node.op_type for node in model.graph].count("SkipLayerNormalization") == 1
+    assert_same_outputs(original, model, exact=False)

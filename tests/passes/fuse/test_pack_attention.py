@@ -59,17 +59,17 @@ def test_values_of_another_width(check) -> None:
     )
 
 
-@pytest.mark.parametrize("batch", ["B", "2"])
-def test_gemm_between_reshapes(check, batch: str) -> None:
-    head = HEAD.replace("B", batch).replace("T", "3")
+@pytest.mark.parametrize(("batch", "tokens"), [("2", "3"), ("B", "3"), ("B", "T")])
+def test_gemm_between_reshapes(check, batch: str, tokens: str) -> None:
+    head = HEAD.replace("B", batch).replace("T", tokens)
     text = (
         f"{head} <{WHOLE}, float[6] b = {{1, 2, 3, 4, 5, 6}}, int64[2] rows = {{-1, 2}}, int64[3] back = {{-1, 3, 6}}>"
         " { f = Reshape(x, rows) t = Gemm(f, w, b) s = Reshape(t, back) q, k, v = Split<axis=2>(s)"
         f" {CALL}(q, k, v) }}"
     )
     after = f"{head} <{WHOLE}, float[6] b = {{1, 2, 3, 4, 5, 6}}> {{ {PACKED}(x, w, b) }}"
-    reasons = check(PackAttention(), text, after if batch == "2" else None, **CUDA)
-    assert bool(reasons) == (batch == "B")  # that as many rows stay together is not known
+    reasons = check(PackAttention(), text, after if tokens == "3" else None, runs=tokens == "3", **CUDA)
+    assert bool(reasons) == (tokens == "T")  # that as many rows stay together is not known
 
 
 def test_a_merged_product_between_reshapes_of_its_parts(check) -> None:

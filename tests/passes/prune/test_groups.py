@@ -55,6 +55,15 @@ def attention() -> ir.Model:
     return build(ATTENTION, ATTENTION_WEIGHTS, {"heads": [0, 0, 4, 4], "flat": [0, 0, 16]})
 
 
+def flattened() -> ir.Model:
+    """Return attention as ``flatten-projections`` leaves it."""
+    text = ATTENTION.replace("q0 = MatMul(x, wq)", "r = Reshape(x, rows)").replace("Add(q0, bq)", "Gemm(r, wq, bq)")
+    for letter in "kv":
+        text = text.replace(f"MatMul(x, w{letter})", f"Gemm(r, w{letter}, b{letter})")
+    weights = {**ATTENTION_WEIGHTS, "bk": (16,), "bv": (16,)}
+    return build(text, weights, {"rows": [-1, 16], "heads": [-1, 6, 4, 4], "flat": [0, 0, 16]})
+
+
 FUSED_QKV = """g (float[N,6,16] x) => (float[N,6,16] y) {
   a = MatMul(x, w0)
   q0, k0, v0 = Split<axis=2>(a, thirds)
@@ -132,6 +141,7 @@ MODELS = {
     "shuffle": (shuffle, (3, 8, 8), {(8, 3), (2, 9), (8, 3)}),
     "unet": (unet, (3, 8, 8), {(8, 1), (16, 1), (6, 1), (6, 2)}),
     "attention": (attention, (6, 16), {(4, 4), (32, 1)}),
+    "flattened": (flattened, (6, 16), {(4, 4), (32, 1)}),
     "fused_qkv": (fused_qkv, (6, 16), {(4, 12)}),
     "pixels": (pixels, (3, 8, 8), {(4, 4), (2, 4)}),
     "old": (old, (3, 8, 8), {(3, 1), (5, 1)}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import onnx
 import onnx_ir as ir
 
 from onnxedge.api import Array, CannotRun, Session, constant_tensor, first_line, is_standard
@@ -29,7 +30,7 @@ _HARMLESS = frozenset(_HARMLESS_NAMES.split(" "))
 class _Batch:
     """Hold a model of nodes without inputs of their own, the arrays that it is fed, and whose values it gives."""
 
-    model: ir.Model
+    model: onnx.ModelProto
     feed: dict[str, Array]
     wanted: list[int]
 
@@ -88,7 +89,7 @@ class Evaluator:
         if all(is_standard(node) and node.op_type in _HARMLESS for node in nodes):
             arrays = list(Session(batch.model, level="disable").run(batch.feed).values())
         else:
-            arrays = self.isolated().run(ir.serde.serialize_model(batch.model).SerializeToString(), batch.feed)
+            arrays = self.isolated().run(batch.model.SerializeToString(), batch.feed)
         return dict(zip(batch.wanted, arrays, strict=True))
 
 
@@ -98,48 +99,41 @@ def _source(value: ir.Value | None) -> int | None:
 
 
 def _batch(nodes: Sequence[ir.Node], known: Mapping[int, Array], opset: int, ir_version: int) -> _Batch:
-    copies: dict[int, ir.Value] = {}
-    initializers: list[ir.Value] = []
-    inputs: list[ir.Value] = []
+    names: dict[int, str] = {}
     feed: dict[str, Array] = {}
-    clones: list[ir.Node] = []
-    made: list[tuple[ir.Value, ir.Value]] = []
+    graph = onnx.GraphProto(name="constants")
+    made: list[ir.Value] = []
     for node in nodes:
         for value in node.inputs:
-            if value is None or id(value) in copies:
+            if value is None or id(value) in names:
                 continue
-            name = f"c{len(copies)}"
+            name = names[id(value)] = f"c{len(names)}"
             array = known[id(value)] if id(value) in known else _array(value)
             if array.nbytes <= _EMBEDDED_BYTES:
-                copies[id(value)] = ir.val(name, const_value=ir.tensor(array))
-                initializers.append(copies[id(value)])
+                graph.initializer.append(ir.serde.serialize_tensor(ir.tensor(array, name=name)))
             else:
                 kind = ir.DataType.from_numpy(array.dtype)
-                copies[id(value)] = ir.val(name, dtype=kind, shape=array.shape)
-                inputs.append(copies[id(value)])
+                graph.input.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
                 feed[name] = array
-        clone = ir.Node(
-            node.domain,
-            node.op_type,
-            [copies[id(value)] if value is not None else None for value in node.inputs],
-            list(node.attributes.values()),
-            num_outputs=len(node.outputs),
-            name=f"n{len(clones)}",
-        )
-        clones.append(clone)
-        for value, copy in zip(node.outputs, clone.outputs, strict=True):
-            copy.name = f"c{len(copies)}" if value.name else ""
-            copies[id(value)] = copy
+        for value in node.outputs:
             if value.name:
-                made.append((value, copy))
+                names[id(value)] = f"c{len(names)}"
+                made.append(value)
+        graph.node.add(
+            name=f"n{len(graph.node)}",
+            domain=node.domain,
+            op_type=node.op_type,
+            input=["" if value is None else names[id(value)] for value in node.inputs],
+            output=[names.get(id(value), "") for value in node.outputs],
+            attribute=[ir.serde.serialize_attribute(attribute) for attribute in node.attributes.data.values()],
+        )
     inside = {id(node) for node in nodes}
-    read = [(value, copy) for value, copy in made if any(id(use.node) not in inside for use in value.uses())]
-    wanted = [(id(value), copy) for value, copy in read or made]
-    outputs = [copy for _, copy in wanted]
-    imports = {"": opset}
-    graph = ir.Graph(inputs, outputs, nodes=clones, initializers=initializers, opset_imports=imports, name="constants")
-    model = ir.Model(graph, ir_version=max(ir_version, 4))  # from 4 on initializers are no inputs
-    return _Batch(model, feed, [key for key, _ in wanted])
+    wanted = [value for value in made if any(id(use.node) not in inside for use in value.uses())] or made
+    graph.output.extend(onnx.ValueInfoProto(name=names[id(value)]) for value in wanted)
+    imports = [onnx.OperatorSetIdProto(version=opset)]
+    ir_version = max(ir_version, 4)  # from 4 on initializers are no inputs
+    model = onnx.ModelProto(graph=graph, opset_import=imports, ir_version=ir_version)
+    return _Batch(model, feed, [id(value) for value in wanted])
 
 
 def _array(value: ir.Value) -> Array:

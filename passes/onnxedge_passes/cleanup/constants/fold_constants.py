@@ -15,6 +15,7 @@ from onnxedge.api import (
     Context,
     Result,
     add_initializer,
+    at_hand,
     constant,
     constant_tensor,
     graphs_of,
@@ -22,7 +23,6 @@ from onnxedge.api import (
     operator,
     replace_uses,
     scope_of,
-    set_constant,
     subgraphs,
     unique_name,
     weight_bytes,
@@ -31,23 +31,19 @@ from onnxedge_passes.cleanup.common_subexpressions import is_random
 from onnxedge_passes.cleanup.constants.evaluate import Evaluator
 from onnxedge_passes.cleanup.constants.growth import BATCH_BYTES, PLAIN, QUANTIZERS, Bounded, Growth
 from onnxedge_passes.cleanup.constants.isolated import Isolated
-from onnxedge_passes.cleanup.constants.operands import operand_index, said_as_constant
+from onnxedge_passes.cleanup.constants.knowledge import Knowledge
+from onnxedge_passes.cleanup.constants.needless import is_same_view, skip_expands, twin_of
+from onnxedge_passes.cleanup.constants.operands import settle_operand
 from onnxedge_passes.cleanup.control.splice import captured
-from onnxedge_passes.cleanup.shapes.inference import Types, tensor_dims
-from onnxedge_passes.cleanup.shapes.known import INTEGERS, fits, propagate
-from onnxedge_passes.cleanup.shapes.sizes import Sizes, broadcast
+from onnxedge_passes.cleanup.shapes.inference import tensor_dims
+from onnxedge_passes.cleanup.shapes.known import INTEGERS, fits
 from onnxedge_passes.cleanup.shapes.symbolic import Expr
-from onnxedge_passes.cleanup.worklist import Refused, input_at, node_opset, retire
+from onnxedge_passes.cleanup.worklist import Refused, input_at, retire
 
 _BUDGET = "onnxedge.fold_budget"  #: key in the model's metadata of this process
 _LEARNED = "onnxedge.fold_learned"  #: the same
 _FLOOR_BYTES = 2 << 10  #: growth that is allowed to the smallest model
 _TEXT = frozenset({"RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"})
-#: Operators that give the same bits whether an operand is expanded or broadcast.
-_BROADCASTING = frozenset(
-    {"Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mul", "Or", "Sub"}
-    | {"Where", "Xor"}
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +71,10 @@ class FoldConstants(Bounded):
         if budget is None:
             budget = max(int(self.max_growth * weight_bytes(model)), _FLOOR_BYTES)
         rewrites = 0
-        nests: dict[int, _Knowledge] = {}
+        nests: dict[int, Knowledge] = {}
         for graph in list(graphs_of(model)):
             scope = scope_of(graph)
-            knowledge = nests.setdefault(id(scope), _Knowledge(model, graph))
+            knowledge = nests.setdefault(id(scope), Knowledge(model, graph))
             folding = _Folding(self, graph, model, context, budget, knowledge)
             rewrites += folding.run()
             budget = folding.growth.budget
@@ -92,21 +88,6 @@ def learned_types(model: ir.Model) -> bool:
     return bool(model.meta.get(_LEARNED))
 
 
-class _Knowledge:
-    """What is known of the values of a graph and of the graphs inside it, which read them too."""
-
-    def __init__(self, model: ir.Model, graph: ir.Graph) -> None:
-        imports = scope_of(graph).opset_imports
-        self.opset = imports.get("", imports.get("ai.onnx", 0))
-        self.arrays: dict[int, Array] = {}  #: folded values, by ``id``, that do not stand in the graph yet
-        self.folded: dict[int, ir.Node] = {}  #: their nodes, held so that no other value takes over an ``id``
-        self.elements: dict[ir.Value, Array] = {}
-        symbols = [d.value for value in model.graph.inputs for d in value.shape or () if isinstance(d, ir.SymbolicDim)]
-        own = {name for name in symbols if symbols.count(name) == 1}
-        self.types = Types(self.opset, lambda value: self.arrays.get(id(value)))
-        self.sizes = Sizes(self.types, own.__contains__ if graph is model.graph else lambda name: False)
-
-
 class _Folding:
     """One graph on its way: ``arrays`` of folded values that do not stand in the graph yet, ``pending`` nodes."""
 
@@ -117,13 +98,11 @@ class _Folding:
         model: ir.Model,
         context: Context,
         budget: int,
-        knowledge: _Knowledge,
+        knowledge: Knowledge,
     ) -> None:
-        self.options, self.graph, self.model, self.context = options, graph, model, context
-        self.opset, self.arrays, self.elements = knowledge.opset, knowledge.arrays, knowledge.elements
-        self.types, self.sizes = knowledge.types, knowledge.sizes
-        self.held = knowledge.folded
-        self.evaluator = Evaluator(opset=self.opset, ir_version=model.ir_version, isolated=self._isolated)
+        self.options, self.graph, self.model, self.context, self.known = options, graph, model, context, knowledge
+        self.types, self.arrays, self.held = knowledge.types, knowledge.arrays, knowledge.folded
+        self.evaluator = Evaluator(opset=knowledge.opset, ir_version=model.ir_version, isolated=self._isolated)
         self.folded: dict[int, ir.Node] = {}
         #: nodes that the runtime could not compute, and why: not tried again in the next round
         self.refused: dict[ir.Node, str] = context.analysis("fold-constants refused", dict)
@@ -165,7 +144,7 @@ class _Folding:
         if tensor is None or value.is_graph_output() or scope_of(self.graph).is_function:
             self.types.infer(node)
             return
-        self._replace(value, tensor)
+        self._replace(value, at_hand(tensor))
         self.graph.remove(node, safe=True)
         self.rewrites += 1
 
@@ -173,14 +152,11 @@ class _Folding:
         if self.pending and any(value is not None and self._is_small_pending(value) for value in node.inputs):
             self._flush()
         exported = any(value.is_graph_output() for value in node.outputs)
-        found = propagate(node, self._elements, self.sizes.of)
-        self._settle_operand(node)
-        self.types.infer(node)
-        self.sizes.infer(node, self._elements)
-        for value in node.outputs:
-            self._refine(value)
-        self._skip_expands(node)
-        if self._is_same_view(node) and replace_uses(node.outputs[0], node.inputs[0]):  # type: ignore[arg-type]
+        found = self.known.propagate(node)
+        self.rewrites += settle_operand(node, self.known)
+        self.known.infer(node)
+        self.rewrites += skip_expands(node, self.known.sizes)
+        if self._skips(node):
             retire(node)
             self.rewrites += 1
             return
@@ -190,54 +166,15 @@ class _Folding:
             self.pending.append(node)
             self.folded[id(node)] = self.held[id(node)] = node
 
-    def _skip_expands(self, node: ir.Node) -> None:
-        """Let an operator that broadcasts read what was expanded for it, where its result keeps its shape."""
-        if node.op_type not in _BROADCASTING:
-            return
-        for index, value in enumerate(node.inputs):
-            expand = value.producer() if value is not None else None
-            if expand is None or expand.op_type != "Expand" or not is_standard(expand) or expand.inputs[0] is None:
-                continue
-            result = self.sizes.of(node.outputs[0]) if node_opset(node) >= 7 else None
-            if result is None:
-                return
-            rows = [self.sizes.of(v) for i, v in enumerate(node.inputs) if v is not None and i != index]
-            rows.append(self.sizes.of(expand.inputs[0]))
-            known = [row for row in rows if row is not None]
-            if expand.graph is node.graph and len(known) == len(rows) and broadcast(known, node.outputs[0]) == result:
-                node.replace_input_with(index, expand.inputs[0])
-                retire(expand)
-                self.rewrites += 1
+    def _skips(self, node: ir.Node) -> bool:
+        """Let the readers of a view that changes nothing read its input; tell whether they do.
 
-    def _refine(self, value: ir.Value) -> None:
-        """Tell the types what is known of the sizes: numbers, and dimensions with a name."""
-        dims = self.types.dims(value)
-        row = self.sizes.of(value) if dims is None or None in dims else None
-        if row is not None:
-            self.types.refine(value, [item.name() if isinstance(item, Expr) else item for item in row])
-
-    def _is_same_view(self, node: ir.Node) -> bool:
-        """Tell whether a node that keeps the order of the elements keeps the shape too, dynamic dimensions included."""
-        if node.op_type not in ("Reshape", "Expand", "Flatten", "Tile", "Slice") or node.inputs[0] is None:
+        That of a constant is folded, or exported, and then the constant must not become the output.
+        """
+        source = input_at(node, 0)
+        if source is None or not is_same_view(node, self.known) or self._is_known(source):
             return False
-        row = self.sizes.of(node.outputs[0])
-        if row is None or row != self.sizes.of(node.inputs[0]) or self._is_known(node.inputs[0]):
-            return False  # of a constant it is folded, or exported, and then the constant must not become the output
-        if node.op_type != "Slice" or input_at(node, 4) is None:
-            return True
-        steps = self._elements(node.inputs[4])  # type: ignore[arg-type]
-        return steps is not None and all(isinstance(step, int) and step > 0 for step in steps.ravel())
-
-    def _elements(self, value: ir.Value) -> Array | None:
-        if value in self.elements:
-            return self.elements[value]
-        array = self.arrays.get(id(value))
-        if array is None:
-            tensor = constant_tensor(value)
-            if tensor is None or tensor.dtype not in INTEGERS or tensor.nbytes > 512:
-                return None
-            array = tensor.numpy()
-        return array.astype(object) if array.dtype.kind in "ib" else None
+        return replace_uses(node.outputs[0], source)
 
     def _note(self, node: ir.Node, found: list[Array | None], exported: bool) -> bool:
         """Take over the integers that are known of a node's outputs; True where the node need not be looked at more."""
@@ -248,7 +185,7 @@ class _Folding:
             if array is None or dtype not in INTEGERS or not fits(array, dtype):
                 settled = False
                 continue
-            self.elements[value] = array
+            self.known.elements[value] = array
             if any(isinstance(item, Expr) for item in array.ravel()):
                 settled = False
             elif not exported:
@@ -256,43 +193,16 @@ class _Folding:
         if settled and not exported and len(found) == len(node.outputs):
             self.folded[id(node)] = self.held[id(node)] = node
             return True
-        return len(node.outputs) == 1 and node.outputs[0] in self.elements and self._is_repeated(node)
+        return len(node.outputs) == 1 and node.outputs[0] in self.known.elements and self._is_repeated(node)
 
     def _is_repeated(self, node: ir.Node) -> bool:
         """Let the readers of integers that another node computes already read those; False where none does."""
-        value = node.outputs[0]
-        kind, array = self.types.of(value), self.elements[value]
-        assert kind is not None
-        if not any(isinstance(item, Expr) for item in array.ravel()):
-            return False
-        key = kind.elem_type, array.shape, tuple(array.ravel().tolist())
-        twin = self.computed.get(key)
-        producer = twin.producer() if twin is not None else None
-        if twin is None or producer is None or producer.graph is not node.graph:
-            self.computed[key] = value
-            return False
-        if not replace_uses(value, twin):
+        twin = twin_of(node.outputs[0], self.known, self.computed)
+        if twin is None or not replace_uses(node.outputs[0], twin):
             return False
         retire(node)
         self.rewrites += 1
         return True
-
-    def _settle_operand(self, node: ir.Node) -> None:
-        """Write a computed shape as a constant where its dynamic dimensions can be said in another way."""
-        index = operand_index(node)
-        operand = input_at(node, index) if index is not None else None
-        if index is None or operand is None or not node.inputs or node.inputs[0] is None:
-            return
-        found, sizes = self.elements.get(operand), self.sizes.of(node.inputs[0])
-        if found is None or found.ndim != 1 or not any(isinstance(item, Expr) for item in found.tolist()):
-            return
-        target = said_as_constant(node, found.tolist(), sizes or [], self._elements)
-        kind = self.types.of(operand)
-        if target is None or kind is None:
-            return
-        set_constant(node, index, np.array(target, ir.DataType(kind.elem_type).numpy()))
-        retire(operand.producer())
-        self.rewrites += 1
 
     def _is_small_pending(self, value: ir.Value) -> bool:
         """Tell whether a value waits to be computed and is an integer that shapes may depend on."""

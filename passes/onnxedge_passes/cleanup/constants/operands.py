@@ -4,32 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Array
+from onnxedge.api import set_constant
+from onnxedge_passes.cleanup.constants.knowledge import Knowledge
+from onnxedge_passes.cleanup.shapes.size_rules import Elements
 from onnxedge_passes.cleanup.shapes.symbolic import Expr, Item
-from onnxedge_passes.cleanup.worklist import input_at
+from onnxedge_passes.cleanup.worklist import input_at, retire
 
 _LAST = 2**31 - 1  #: end of a Slice that means "to the last", for both integer types
-Elements = Callable[[ir.Value], Array | None]
 
 
-def operand_index(node: ir.Node) -> int | None:
-    """Return which input of a node may be said in another way, None where none may."""
-    return {"Reshape": 1, "Expand": 1, "Slice": 2}.get(node.op_type)
-
-
-def said_as_constant(node: ir.Node, found: list[Item], sizes: list[Item], elements: Elements) -> list[int] | None:
-    """Return the constant that stands for a computed operand, None where there is none.
-
-    Args:
-        node: Reshape, Expand or Slice.
-        found: the operand's elements, some of them known as a size alone.
-        sizes: of the node's data; empty where its rank is not known.
-        elements: returns what is known of the elements of another operand.
-    """
-    rule = {"Reshape": _reshape_target, "Expand": _expand_target, "Slice": _slice_ends}[node.op_type]
-    return rule(node, found, sizes, elements)
+def settle_operand(node: ir.Node, known: Knowledge) -> bool:
+    """Write a computed shape as a constant where its dynamic dimensions can be said in another way; tell whether so."""
+    if node.op_type not in _RULES or input_at(node, 0) is None:
+        return False
+    index, rule = _RULES[node.op_type]
+    operand = input_at(node, index)
+    found = known.elements.get(operand) if operand is not None else None
+    if operand is None or found is None or found.ndim != 1 or not any(isinstance(d, Expr) for d in found.tolist()):
+        return False
+    target = rule(node, found.tolist(), known.sizes.of(node.inputs[0]) or [], known.elements_of)
+    kind = known.types.of(operand)
+    if target is None or kind is None:
+        return False
+    set_constant(node, index, np.array(target, ir.DataType(kind.elem_type).numpy()))
+    retire(operand.producer())
+    return True
 
 
 def _reshape_target(node: ir.Node, found: list[Item], sizes: list[Item], elements: Elements) -> list[int] | None:
@@ -66,3 +68,14 @@ def _slice_ends(node: ir.Node, found: list[Item], sizes: list[Item], elements: E
         return None
     ends = [_LAST if item == sizes[axis] else item for axis, item in zip(where, found, strict=True)]
     return [item for item in ends if isinstance(item, int)] if all(isinstance(d, int) for d in ends) else None
+
+
+Rule = Callable[[ir.Node, list[Item], list[Item], Elements], list[int] | None]
+"""Returns the constant for a node, of the operand's elements, some of them known as a size alone, the sizes of the
+node's data (empty where its rank is not known), and what tells the elements of another operand."""
+
+_RULES: dict[str, tuple[int, Rule]] = {
+    "Reshape": (1, _reshape_target),
+    "Expand": (1, _expand_target),
+    "Slice": (2, _slice_ends),
+}  #: which input of a node may be said in another way, and how

@@ -1,4 +1,4 @@
-"""Ifs and the nodes around them: branches, who reads what, what an output depends on."""
+"""Ifs, Loops, Scans and the nodes around them: branches, bodies, who reads what, what an output depends on."""
 
 from __future__ import annotations
 
@@ -8,14 +8,6 @@ import onnx_ir as ir
 
 from onnxedge.api import graphs_of, is_standard, subgraphs
 from onnxedge_passes.cleanup.control.splice import captured
-
-
-def body_of(node: ir.Node, op_type: str) -> ir.Graph | None:
-    """Return the body of a Loop or Scan, None for another operator or a body that is a function's attribute."""
-    attribute = node.attributes.get("body")
-    if node.op_type != op_type or not is_standard(node) or attribute is None or attribute.is_ref():
-        return None
-    return attribute.as_graph()
 
 
 class Order:
@@ -50,6 +42,20 @@ def branches_of(node: ir.Node) -> tuple[ir.Graph, ir.Graph] | None:
     if len(graphs) != 2 or any(len(graph.outputs) != len(node.outputs) for graph in graphs):
         return None
     return graphs[0], graphs[1]
+
+
+def body_of(node: ir.Node, op_type: str) -> ir.Graph | None:
+    """Return the body of a Loop or Scan, None for another operator or a body that is a function's attribute."""
+    attribute = node.attributes.get("body")
+    if node.op_type != op_type or not is_standard(node) or attribute is None or attribute.is_ref():
+        return None
+    return attribute.as_graph()
+
+
+def is_dangling(value: ir.Value) -> bool:
+    """Tell whether nothing makes a value: an outer value that a body gives back by its name, which ONNX forbids."""
+    made = value.producer() is not None or value.is_initializer() or value.is_graph_input()
+    return not made
 
 
 def needed_nodes(graph: ir.Graph) -> set[ir.Node]:

@@ -21,10 +21,11 @@ from onnxedge.api import (
     node_label,
     replace_input,
 )
+from onnxedge_passes.cleanup.axes import named_axes
 from onnxedge_passes.cleanup.control.control_flow import Order, branches_of, has_control_flow, needed_nodes
 from onnxedge_passes.cleanup.control.facts import Case, Facts
 from onnxedge_passes.cleanup.shapes.symbolic import Expr, Item, subtract, symbol
-from onnxedge_passes.cleanup.worklist import input_at, node_opset
+from onnxedge_passes.cleanup.worklist import input_at, root_graphs
 
 Cases = dict[bool, Case]
 
@@ -55,24 +56,23 @@ class DecideConditions(Pass):
         if not has_control_flow(model):
             return Result()
         rewrites, left = 0, self.max_visits
-        for root in (model.graph, *(function.graph for function in model.functions.values())):
+        for root in root_graphs(model):
             made, said = 1, len(context.notes)
             while made and left > 0:
                 context.forget_notes(said)
-                made, left = _decide_in(root, root is model.graph, left, context)
+                made, left = _decide_in(root, left, context)
                 rewrites += made
         if left <= 0:
             context.note(None, f"not followed to the end: conditions on which more than {self.max_visits} nodes depend")
         return Result(rewrites=rewrites)
 
 
-def _decide_in(root: ir.Graph, is_main: bool, left: int, context: Context) -> tuple[int, int]:
+def _decide_in(root: ir.Graph, left: int, context: Context) -> tuple[int, int]:
     """Decide what can be in a graph and those inside; return the number of changes, and of visits that are left."""
     graphs = [graph for graph in (root, *root.subgraphs()) if _conditions(graph)]
     if not graphs:
         return 0, left
-    rewrites, facts = 0, Facts(root, is_main=is_main)
-    facts.learn(root)
+    rewrites, facts = 0, Facts(root)
     for graph in graphs:
         order = Order(graph)
         for condition in _conditions(graph):
@@ -151,23 +151,14 @@ def _fails_unless(node: ir.Node, truth: bool, facts: Facts) -> bool:
         return False
     branch = branches[0] if truth else branches[1]
     for inner in needed_nodes(branch):
-        axes, row = _squeezed_axes(inner), facts.sizes.of(inner.inputs[0]) if inner.inputs else None
+        if inner.op_type != "Squeeze" or not is_standard(inner):
+            continue
+        axes, row = named_axes(inner), facts.sizes.of(input_at(inner, 0))
         if axes is None or row is None:
             continue
         if any(-len(row) <= axis < len(row) and row[axis] == asked for axis in axes):
             return True
     return False
-
-
-def _squeezed_axes(node: ir.Node) -> list[int] | None:
-    """Return the axes that a Squeeze names, None for other nodes and where it names none."""
-    if node.op_type != "Squeeze" or not is_standard(node):
-        return None
-    if node_opset(node) < 13:
-        found = node.attributes.get_ints("axes", None)
-        return list(found) if found is not None else None
-    given = constant(input_at(node, 1))
-    return [int(axis) for axis in given.ravel()] if given is not None else None
 
 
 def _size_asked_for(array: Array | None, truth: bool) -> Any:

@@ -11,12 +11,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxedge.api import Array, constant_tensor, is_standard, scope_of, subgraphs
+from onnxedge.api import Array, is_standard, scope_of, subgraphs
 from onnxedge_passes.cleanup.control.control_flow import Order, branches_of, needed_nodes
 from onnxedge_passes.cleanup.shapes.inference import Kind, Types
-from onnxedge_passes.cleanup.shapes.known import INTEGERS, fits, propagate
-from onnxedge_passes.cleanup.shapes.sizes import Row, Sizes
+from onnxedge_passes.cleanup.shapes.known import INTEGERS, elements_of_constant, fits, propagate
+from onnxedge_passes.cleanup.shapes.size_rules import Row
+from onnxedge_passes.cleanup.shapes.sizes import Sizes, own_names
 from onnxedge_passes.cleanup.shapes.symbolic import Expr
+from onnxedge_passes.cleanup.worklist import graph_opset
 
 _DEPTH = 16  #: subgraphs inside of more subgraphs are not looked at
 _RANK_OF_SEQUENCE = 3
@@ -77,21 +79,19 @@ class Facts:
     Nothing is written into the graph. What a file declares is believed of the main graph's inputs alone.
 
     Args:
-        root: the outermost graph.
-        is_main: whether it is the model's graph, whose inputs the runtime checks.
+        root: the outermost graph; the runtime checks the inputs of the model's own, and not those of a function.
     """
 
-    def __init__(self, root: ir.Graph, *, is_main: bool) -> None:
-        imports = scope_of(root).opset_imports
-        self.opset = imports.get("", imports.get("ai.onnx", 0))
+    def __init__(self, root: ir.Graph) -> None:
+        is_main = not scope_of(root).is_function
+        self.opset = graph_opset(root)
         self.elements: dict[ir.Value, Array] = {}
         self.types = _Inferred(self.opset, self._numbers)
-        named = [d.value for value in root.inputs for d in value.shape or () if isinstance(d, ir.SymbolicDim)]
-        own = {name for name in named if is_main and named.count(name) == 1}
-        self._own = own
-        self.sizes = _Measured(self.types, own.__contains__)
+        self._own = own_names(root) if is_main else set[str | None]()
+        self.sizes = _Measured(self.types, self._own.__contains__)
         for value in root.inputs:
             self.types.declare(value, with_shape=is_main)
+        self.learn(root)
 
     def learn(self, graph: ir.Graph, depth: int = 0) -> None:
         """Go through a graph and the graphs inside it, in order."""
@@ -113,9 +113,7 @@ class Facts:
                 return
             self.sizes.infer(node, self.element)
             for value in node.outputs:
-                row = self.sizes.of(value)
-                if row is not None and not all(isinstance(d, int) for d in self.types.dims(value) or (None,)):
-                    self.types.refine(value, [item.name() if isinstance(item, Expr) else item for item in row])
+                self.sizes.tell(value)
         for value, array in zip(node.outputs, found, strict=False):
             kind = self.types.of(value)
             dtype = ir.DataType(kind.elem_type) if kind is not None else None
@@ -124,12 +122,7 @@ class Facts:
 
     def element(self, value: ir.Value) -> Array | None:
         """Return the elements of a small array of integers, as numbers or expressions, None where unknown."""
-        if value in self.elements:
-            return self.elements[value]
-        tensor = constant_tensor(value)
-        if tensor is None or tensor.dtype not in INTEGERS or tensor.nbytes > 512:
-            return None
-        return tensor.numpy().astype(object)
+        return self.elements[value] if value in self.elements else elements_of_constant(value)
 
     def take(self, value: ir.Value, like: ir.Value) -> None:
         """Know of a value what is known of another one, which it stands for."""

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxedge.api import Context, Pass, Result, constant, is_standard, remove_node
-from onnxedge_passes.cleanup.control.control_flow import branches_of, needed_nodes
+from onnxedge_passes.cleanup.control.control_flow import branches_of, is_dangling, needed_nodes
 from onnxedge_passes.cleanup.control.equal_graphs import same_results
 from onnxedge_passes.cleanup.control.splice import Splicer, hand_over, inline_nodes, needs_newer_identity
 
@@ -76,9 +76,3 @@ def _drop_dead(body: ir.Graph) -> None:
     for node in reversed(list(body)):
         if node not in needed:
             remove_node(node)
-
-
-def is_dangling(value: ir.Value) -> bool:
-    """Tell whether nothing makes a value: an outer value that a body gives back by its name, which ONNX forbids."""
-    made = value.producer() is not None or value.is_initializer() or value.is_graph_input()
-    return not made

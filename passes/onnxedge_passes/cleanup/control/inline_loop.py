@@ -19,10 +19,10 @@ from onnxedge.api import (
     new_initializer,
     static_shape,
 )
-from onnxedge_passes.cleanup.control.control_flow import body_of
-from onnxedge_passes.cleanup.control.inline_if import is_dangling
+from onnxedge_passes.cleanup.axes import axes_for
+from onnxedge_passes.cleanup.control.control_flow import body_of, is_dangling
 from onnxedge_passes.cleanup.control.splice import Splicer, hand_over, inline_nodes, needs_newer_identity
-from onnxedge_passes.cleanup.worklist import input_at, node_opset, output_used
+from onnxedge_passes.cleanup.worklist import input_at, output_used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +120,8 @@ def _stacked(node: ir.Node, value: ir.Value, old: ir.Value) -> ir.Value | None:
     """Give a scan output its axis of one iteration."""
     if not output_used(old):
         return None
-    if node_opset(node) < 13:
-        return insert_before(node, "Unsqueeze", [value], attributes={"axes": [0]}, like=[old]).outputs[0]
-    axes = new_initializer(graph_of(node), np.array([0], np.int64), "axis_0")
-    return insert_before(node, "Unsqueeze", [value, axes], like=[old]).outputs[0]
+    operands, attributes = axes_for(node, "Unsqueeze", [0], "axis_0")
+    return insert_before(node, "Unsqueeze", [value, *operands], attributes=attributes, like=[old]).outputs[0]
 
 
 def _inline_never(node: ir.Node, body: ir.Graph, context: Context) -> list[ir.Node] | None:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Context, Pass, Result, graph_of, insert_before, new_initializer
-from onnxedge_passes.cleanup.control.control_flow import body_of
-from onnxedge_passes.cleanup.control.inline_if import is_dangling
+from onnxedge.api import Context, Pass, Result, insert_before
+from onnxedge_passes.cleanup.axes import axes_for
+from onnxedge_passes.cleanup.control.control_flow import body_of, is_dangling
 from onnxedge_passes.cleanup.control.splice import Splicer, hand_over, inline_nodes
 from onnxedge_passes.cleanup.worklist import Refused, node_opset, output_used
 
@@ -87,7 +86,5 @@ def _plan(node: ir.Node, body: ir.Graph) -> tuple[Sequence[int], Sequence[int]] 
 
 def _view(node: ir.Node, op_type: str, value: ir.Value | None, axis: int, like: ir.Value) -> ir.Value:
     """Take an axis of one element away, or give it."""
-    if node_opset(node) < 13:
-        return insert_before(node, op_type, [value], attributes={"axes": [axis]}, like=[like]).outputs[0]
-    axes = new_initializer(graph_of(node), np.array([axis], np.int64), f"axis_{axis}")
-    return insert_before(node, op_type, [value, axes], like=[like]).outputs[0]
+    operands, attributes = axes_for(node, op_type, [axis], f"axis_{axis}")
+    return insert_before(node, op_type, [value, *operands], attributes=attributes, like=[like]).outputs[0]

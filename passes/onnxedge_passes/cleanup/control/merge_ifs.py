@@ -14,7 +14,7 @@ from onnxedge.api import Context, Pass, Result, insert_before, new_node, remove_
 from onnxedge_passes.cleanup.control.control_flow import Order, branches_of, has_control_flow
 from onnxedge_passes.cleanup.control.facts import Case, Facts
 from onnxedge_passes.cleanup.control.splice import Splicer, captured
-from onnxedge_passes.cleanup.worklist import output_used
+from onnxedge_passes.cleanup.worklist import output_used, root_graphs
 
 _BRANCHES = ("then_branch", "else_branch")
 
@@ -40,8 +40,8 @@ class MergeIfs(Pass):
         if not has_control_flow(model):
             return Result()
         merged = 0
-        for root in (model.graph, *(function.graph for function in model.functions.values())):
-            nest = _Nest(root, Splicer(root), context, self.max_visits, is_main=root is model.graph)
+        for root in root_graphs(model):
+            nest = _Nest(root, Splicer(root), context, self.max_visits)
             merged += sum(nest.merge_in(graph) for graph in (root, *root.subgraphs()))
         return Result(rewrites=merged)
 
@@ -62,13 +62,10 @@ class _Nest:
     splicer: Splicer
     context: Context
     left: int
-    is_main: bool
 
     @cached_property
     def facts(self) -> Facts:
-        facts = Facts(self.root, is_main=self.is_main)
-        facts.learn(self.root)
-        return facts
+        return Facts(self.root)
 
     def merge_in(self, graph: ir.Graph) -> int:
         """Merge the Ifs that stand in a graph itself, and return by how many there are fewer."""

@@ -17,7 +17,7 @@ from onnxedge.api import (
     unique_name,
     unique_node_name,
 )
-from onnxedge_passes.cleanup.worklist import node_opset
+from onnxedge_passes.cleanup.worklist import node_opset, root_graphs
 
 #: Opset from which Identity takes values that are no tensors.
 _IDENTITY_OF: dict[type, int] = {ir.SequenceType: 14, ir.OptionalType: 16}
@@ -30,8 +30,7 @@ def inline_nodes(model: ir.Model, inline: Callable[[ir.Node, Splicer], list[ir.N
         model: edited in place.
         inline: returns the nodes that now stand in a node's place, None for a node that stays.
     """
-    roots = (model.graph, *(function.graph for function in model.functions.values()))
-    return sum(inline_within(root, inline) for root in roots)
+    return sum(inline_within(root, inline) for root in root_graphs(model))
 
 
 def inline_within(root: ir.Graph, inline: Callable[[ir.Node, Splicer], list[ir.Node] | None]) -> int:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Array
-from onnxedge_passes.cleanup.shapes import symbolic
+from onnxedge.api import Array, constant_tensor
+from onnxedge_passes.cleanup.shapes import logic, symbolic
 from onnxedge_passes.cleanup.shapes.symbolic import Expr, Item, symbol
 from onnxedge_passes.cleanup.worklist import input_at, node_opset
 
 LIMIT = 64  #: elements of the largest array that is followed
+_CONSTANT_BYTES = 512  #: size of the largest constant that is looked at
 INTEGERS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)  #: what is followed; booleans are 0 and 1
 
 Sizes = Callable[[ir.Value], list[Item] | None]
@@ -53,6 +54,14 @@ def propagate(node: ir.Node, elements: Callable[[ir.Value], Array | None], sizes
         return []  # what the runtime would refuse, too, or a size that has to be a number here
     results = result if isinstance(result, list) else [result]
     return [array if array is not None and array.size <= LIMIT else None for array in results]
+
+
+def elements_of_constant(value: ir.Value) -> Array | None:
+    """Return the elements of a small constant of integers, None for another value."""
+    tensor = constant_tensor(value)
+    if tensor is None or tensor.dtype not in INTEGERS or tensor.nbytes > _CONSTANT_BYTES:
+        return None
+    return tensor.numpy().astype(object)
 
 
 def fits(found: Array, dtype: ir.DataType) -> bool:
@@ -227,7 +236,7 @@ def _scatter_nd(node: ir.Node, inputs: Inputs) -> Array:
 def _cast(node: ir.Node, inputs: Inputs) -> Array:
     to = node.attributes.get_int("to", 0)
     if to == ir.DataType.BOOL:
-        return _mapped(lambda item: _truth(symbolic.is_equal(item, 0), "equal", item, 0, opposite=True), _first(inputs))
+        return _mapped(lambda item: logic.equal(item, 0, opposite=True), _first(inputs))
     if to not in (ir.DataType.INT64, ir.DataType.INT32):
         raise ValueError("no integers")
     return _first(inputs)
@@ -255,49 +264,6 @@ def _elementwise(function: Callable[..., Item]) -> Callable[[ir.Node, Inputs], A
 
 def _folded(function: Callable[[Item, Item], Item]) -> Callable[..., Item]:
     return lambda *items: reduce(function, items)
-
-
-def _truth(answer: bool | None, kind: str, *items: Item, opposite: bool = False) -> Item:
-    """Return 0 or 1, or a symbol for what depends on sizes."""
-    if answer is None:
-        return symbol((kind, opposite, items))
-    return int(answer != opposite)
-
-
-def _equal(left: Item, right: Item) -> Item:
-    return _truth(symbolic.is_equal(left, right), "equal", left, right)
-
-
-def _less(left: Item, right: Item, *, opposite: bool = False) -> Item:
-    return _truth(symbolic.is_less(left, right), "less", left, right, opposite=opposite)
-
-
-def _both(left: Item, right: Item) -> Item:
-    return 0 if 0 in (left, right) else symbolic.multiply(left, right) if left != right else left
-
-
-def _either(left: Item, right: Item) -> Item:
-    return _not(_both(_not(left), _not(right)))
-
-
-def _not(item: Item) -> Item:
-    return symbolic.subtract(1, item)
-
-
-def _where(condition: Item, left: Item, right: Item) -> Item:
-    if left == right:
-        return left
-    if isinstance(condition, Expr):
-        low = (symbolic.lower_bound(left), symbolic.lower_bound(right))
-        return symbol(("where", condition, left, right), min(low) if None not in low else None)  # type: ignore[type-var]
-    return left if condition else right
-
-
-def _absolute(item: Item) -> Item:
-    low = symbolic.lower_bound(item)
-    if low is not None and low >= 0:
-        return item
-    return abs(item) if isinstance(item, int) else symbol(("absolute", item))
 
 
 def _mod(node: ir.Node, inputs: Inputs) -> Array:
@@ -343,18 +309,18 @@ _RULES: dict[str, Callable[[ir.Node, Inputs], Array | list[Array | None]]] = {
     "Div": _elementwise(symbolic.divide),
     "Mod": _mod,
     "Neg": _elementwise(symbolic.negate),
-    "Abs": _elementwise(_absolute),
+    "Abs": _elementwise(logic.absolute),
     "Min": _elementwise(_folded(symbolic.smaller)),
     "Max": _elementwise(_folded(symbolic.larger)),
-    "Equal": _elementwise(_equal),
-    "Less": _elementwise(_less),
-    "Greater": _elementwise(lambda left, right: _less(right, left)),
-    "LessOrEqual": _elementwise(lambda left, right: _less(right, left, opposite=True)),
-    "GreaterOrEqual": _elementwise(lambda left, right: _less(left, right, opposite=True)),
-    "And": _elementwise(_both),
-    "Or": _elementwise(_either),
-    "Not": _elementwise(_not),
-    "Where": _elementwise(_where),
+    "Equal": _elementwise(logic.equal),
+    "Less": _elementwise(logic.less),
+    "Greater": _elementwise(lambda left, right: logic.less(right, left)),
+    "LessOrEqual": _elementwise(lambda left, right: logic.less(right, left, opposite=True)),
+    "GreaterOrEqual": _elementwise(lambda left, right: logic.less(left, right, opposite=True)),
+    "And": _elementwise(logic.both),
+    "Or": _elementwise(logic.either),
+    "Not": _elementwise(logic.negation),
+    "Where": _elementwise(logic.choice),
     "ReduceProd": _reduce(symbolic.multiply, 1),
     "ReduceSum": _reduce(symbolic.add, 0),
     "ReduceMax": _reduce(symbolic.larger, None),

@@ -7,10 +7,11 @@ symbol. Source: own.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable
+from dataclasses import dataclass, field
 
 _MOST_TERMS = 24  #: a polynomial with more terms becomes a symbol of its own
+_DEEPEST = 16  #: symbols named by symbols inside each other; above, one is only equal to itself
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Symbol:
 
     key: Hashable
     at_least: int | None = 0  #: a lower bound; sizes are not negative
+    depth: int = field(default=0, compare=False)  #: symbols inside each other in the key
 
 
 Monomial = frozenset[tuple[Symbol, int]]  #: product of symbols to a power; empty for the constant term
@@ -30,11 +32,11 @@ class Expr:
 
     terms: frozenset[tuple[Monomial, int]]
 
-    def name(self) -> str | None:
-        """Return the name of the dimension that this is, None where it is more than one."""
+    def key(self) -> Hashable:
+        """Return what names the symbol that this is, None where it is more than one."""
         for monomial, factor in self.terms:
             for base, power in monomial:
-                if len(self.terms) == len(monomial) == factor == power == 1 and isinstance(base.key, str):
+                if len(self.terms) == len(monomial) == factor == power == 1:
                     return base.key
         return None
 
@@ -44,7 +46,15 @@ Item = int | Expr  #: an integer that the graph computes; booleans count as 0 an
 
 def symbol(key: Hashable, at_least: int | None = 0) -> Expr:
     """Return an expression that is one symbol."""
-    return Expr(frozenset({(frozenset({(Symbol(key, at_least), 1)}), 1)}))
+    depth = _depth(key)
+    made = Symbol(key, at_least, depth) if depth <= _DEEPEST else Symbol(object(), at_least)
+    return Expr(frozenset({(frozenset({(made, 1)}), 1)}))
+
+
+def _depth(key: Hashable) -> int:
+    if isinstance(key, Expr):
+        return 1 + max((base.depth for monomial, _ in key.terms for base, _ in monomial), default=0)
+    return max((_depth(part) for part in key), default=0) if isinstance(key, tuple | frozenset) else 0
 
 
 def _terms(item: Item) -> dict[Monomial, int]:
@@ -200,3 +210,20 @@ def smaller(left: Item, right: Item) -> Item:
         return left if less else right
     low = (lower_bound(left), lower_bound(right))
     return symbol(("smaller", frozenset((left, right))), min(low) if None not in low else None)  # type: ignore[type-var]
+
+
+def broadcast(items: Collection[Item]) -> Item | None:
+    """Return the size that several, none of them the number 1, have wherever they can be broadcast, None if unknown.
+
+    Of ``n`` and ``smaller(n, 1024)`` one can be 1 only where both are, so that they are equal or the runtime refuses.
+    """
+    rest = [item for item in items if not any(_is_bounded(item, other) for other in items)]
+    return 1 if not items else rest[0] if len(rest) == 1 else None
+
+
+def _is_bounded(item: Item, other: Item) -> bool:
+    """Tell whether an item is the smaller one of another item and a number above 1."""
+    match item.key() if isinstance(item, Expr) else None:
+        case ("smaller", frozenset(pair)) if other in pair:
+            return all(isinstance(left, int) and left > 1 for left in pair - {other})
+    return False

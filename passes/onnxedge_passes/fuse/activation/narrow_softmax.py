@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxedge.api import Accuracy, Context, is_standard, sole_consumer
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, replace_node
+from onnxedge.api import Accuracy, Context
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, attributes_of, node_before, replace_node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class NarrowSoftmax(Rule):
 
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Look for the Softmax and the Cast before it."""
-        softmax = _before(node, ("Softmax", "LogSoftmax"))
-        wide = _before(softmax, ("Cast",)) if softmax is not None else None
+        softmax = node_before(node, "Softmax", "LogSoftmax", alone=True)
+        wide = node_before(softmax, "Cast", alone=True) if softmax is not None else None
         if softmax is None or wide is None or node.attributes.get_int("to", 0) != ir.DataType.FLOAT16:
             return None
         source = wide.inputs[0]
@@ -38,13 +38,4 @@ class NarrowSoftmax(Rule):
             return None
         if not context.target.runtime.startswith("onnxruntime"):
             return Refused("Softmax kept in float32: the runtime may add up in float16")
-        attributes = {name: attribute.value for name, attribute in softmax.attributes.items()}
-        return replace_node(node, softmax.op_type, [source], attributes)
-
-
-def _before(node: ir.Node, op_types: tuple[str, ...]) -> ir.Node | None:
-    value = node.inputs[0]
-    maker = value.producer() if value is not None else None
-    if value is None or maker is None or maker.op_type not in op_types or not is_standard(maker):
-        return None
-    return maker if maker.graph is node.graph and sole_consumer(value) is node else None
+        return replace_node(node, softmax.op_type, [source], attributes_of(softmax))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import constant_tensor, graph_of, insert_after, insert_before, new_initializer, replace_uses
-from onnxedge_passes.cleanup.worklist import node_opset, retire
+from onnxedge.api import constant_tensor, graph_of, insert_before, new_initializer, replace_uses
+from onnxedge_passes.cleanup.worklist import insert_behind, node_opset, retire
 from onnxedge_passes.fuse.attention.axes import Axis, expanded, flat, length
 from onnxedge_passes.fuse.attention.find import Found, Operand, Shown
 
@@ -53,7 +53,7 @@ def transposed(anchor: ir.Node, value: ir.Value, perm: Sequence[int], name: str)
 
 def _part(anchor: ir.Node, value: ir.Value, index: int, count: int) -> ir.Value:
     """Return one of the equal parts of the last axis of a value, from one Split for all who want one."""
-    graph, producer = graph_of(anchor), value.producer()
+    graph = graph_of(anchor)
     for reader in (use.node for use in value.uses()):
         if reader.graph is anchor.graph and reader.metadata_props.get(_SHARED) == str(count):
             return reader.outputs[index]
@@ -66,10 +66,7 @@ def _part(anchor: ir.Node, value: ir.Value, index: int, count: int) -> ir.Value:
     else:
         attributes["split"] = [width // count] * count
     names = [f"attention_{name}" for name in "qkv"[:count]]
-    if producer is not None and producer.graph is anchor.graph:
-        split = insert_after(producer, "Split", inputs, attributes=attributes, outputs=names)
-    else:
-        split = insert_before(graph[0], "Split", inputs, attributes=attributes, outputs=names)
+    split = insert_behind(value, graph, "Split", inputs, attributes=attributes, outputs=names)
     split.metadata_props[_SHARED] = str(count)
     for output in split.outputs:
         output.type = value.type

@@ -114,7 +114,7 @@ def _part(value: ir.Value | None) -> Part | None:
     product = projection(node) if node is not None and node.op_type in ("MatMul", "Gemm") else None
     if product is None or product.end.outputs[0] is not value:
         return None
-    source = product.node.inputs[0] if view is None else _unfolded(product.node.inputs[0], view.outputs[0])
+    source = product.node.inputs[0] if view is None else _unfolded(product.node.inputs[0], view)
     if source is None:
         return None
     bias = product.bias if product.bias is not None else np.zeros(product.weight.shape[1], product.weight.dtype)
@@ -138,16 +138,22 @@ def _columns(split: ir.Node, value: ir.Value | None) -> slice | None:
     return None
 
 
-def _unfolded(rows: ir.Value | None, end: ir.Value) -> ir.Value | None:
-    """Return the ``[B, T, D]`` that a Reshape makes the rows of a product of, where ``end`` has the same B and T."""
+def _unfolded(rows: ir.Value | None, view: ir.Node) -> ir.Value | None:
+    """Return the ``[B, T, D]`` that a Reshape makes the rows of a product of, where a view behind has the same B and T.
+
+    One of the two may have no size that is known: it is the same where the other one is, as there are as many rows.
+    """
     before = rows.producer() if rows is not None else None
     if before is None or before.op_type != "Reshape" or not is_standard(before) or rows is None or rows.shape is None:
         return None
-    source = before.inputs[0]
-    have, kept = (sizes(value) if value is not None else None for value in (source, end))
+    source, given = before.inputs[0], view.inputs[0]
+    have, kept = (sizes(value) if value is not None else None for value in (source, view.outputs[0]))
     if have is None or kept is None or not len(have) == len(kept) == 3 or have[2] != rows.shape[-1]:
         return None
-    return source if have[:2] == kept[:2] and all(isinstance(d, int) or is_named(d) for d in have[:2]) else None
+    known = [mine for mine, other in zip(have[:2], kept[:2], strict=True) if mine == other]
+    if len(known) == 1 and given is not None and given.shape is not None and kept[2] == given.shape[-1]:
+        return source if isinstance(known[0], int) and known[0] > 0 else None
+    return source if len(known) == 2 and all(isinstance(d, int) or is_named(d) for d in known) else None
 
 
 def _misfit(attention: ir.Node, parts: Sequence[Part]) -> str:

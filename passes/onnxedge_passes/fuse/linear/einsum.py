@@ -1,4 +1,4 @@
-"""What an Einsum of one or two operands computes, in operators that have kernels of their own."""
+"""What an Einsum says, and what one of one or two operands computes in operators that have kernels of their own."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxedge.api import Array, constant_tensor, graph_of, insert_before, new_initializer
-from onnxedge_passes.cleanup.worklist import node_opset
+from onnxedge_passes.cleanup.worklist import Refused, node_opset
 
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _SHARED_BYTES = 4 << 10  #: a constant of more than this that others read too is not stored in another order
+
+
+Dim = int | str | None
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,30 @@ class Equation:
 
     terms: tuple[str, ...]
     result: str
+
+
+def read(node: ir.Node) -> tuple[Equation, list[list[Dim]]] | Refused:
+    """Return the equation of an Einsum and the sizes of its operands, or why it is left as it is."""
+    shapes = [value.shape if value is not None else None for value in node.inputs]
+    if any(shape is None for shape in shapes) or node.outputs[0].dtype not in _FLOATS:
+        return Refused("Einsum left as it is: a rank is not known, or it is not of floats")
+    dims: list[list[Dim]] = [
+        [d if isinstance(d, int) else d.value for d in shape] for shape in shapes if shape is not None
+    ]
+    equation = parse(node.attributes.get_string("equation", "") or "", [len(d) for d in dims])
+    if equation is None:
+        return Refused("Einsum left as it is: an index is repeated in one term")
+    return equation, dims
+
+
+def sizes_of(terms: Sequence[str], dims: Sequence[Sequence[Dim]]) -> dict[str, Dim]:
+    """Return the size of each index: of two the one that is not 1, None where it is not known or they differ."""
+    sizes: dict[str, Dim] = {}
+    for term, own in zip(terms, dims, strict=True):
+        for letter, dim in zip(term, own, strict=True):
+            have = sizes.get(letter, 1)
+            sizes[letter] = dim if have == 1 else have if dim in (1, have) else None
+    return sizes
 
 
 def parse(equation: str, ranks: Sequence[int]) -> Equation | None:

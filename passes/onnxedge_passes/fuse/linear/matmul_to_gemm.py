@@ -34,9 +34,9 @@ class MatmulToGemm(Rule):
     After:  ``y = Gemm(x, W, b)``
 
     Left alone: inputs that are no matrix or of unknown rank (onnxsim and OnnxSlim flatten more axes, with a Reshape on
-    either side: a node more, in 1.01 of the time of MatMul and Add, of [1, 128, 768] by [768, 768]); a matrix computed
-    at run time that is added, which may be the short cut around a layer; a product with other readers; a matrix of
-    unknown width; integers.
+    either side: a node more, in 1.01 of the time of MatMul and Add, of [1, 128, 768] by [768, 768]; where it is fewer
+    nodes ``flatten-projections`` does it); a matrix computed at run time that is added, which may be the short cut
+    around a layer; a product with other readers; a matrix of unknown width; integers.
     accuracy: rounding. Source: ONNX Gemm, opset 7.
     """
 

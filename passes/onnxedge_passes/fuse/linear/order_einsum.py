@@ -10,12 +10,10 @@ import onnx_ir as ir
 
 from onnxedge.api import Accuracy, Context, insert_before, is_constant, replace_uses
 from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, retire
-from onnxedge_passes.fuse.linear.einsum import Equation, parse
+from onnxedge_passes.fuse.linear.einsum import Dim, Equation, read, sizes_of
 
 _UNKNOWN = 32  #: what a size that is not known counts as
 _OPTIMAL = 6  #: operands up to which all orders are tried
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-Dim = int | str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +36,11 @@ class OrderEinsum(Rule):
         """Ask for the order and emit a product for each step."""
         if len(node.inputs) < 3 or all(is_constant(value) for value in node.inputs):
             return None
+        found = read(node)
+        if isinstance(found, Refused):
+            return found
+        equation, dims = found
         operands = [value for value in node.inputs if value is not None]
-        shapes = [value.shape for value in operands]
-        if len(operands) < len(node.inputs) or None in shapes or node.outputs[0].dtype not in _FLOATS:
-            return Refused("Einsum left as it is: a rank is not known, or it is not of floats")
-        dims = [[d if isinstance(d, int) else d.value for d in shape] for shape in shapes if shape is not None]
-        equation = parse(node.attributes.get_string("equation", "") or "", [len(d) for d in dims])
-        if equation is None:
-            return Refused("Einsum left as it is: an index is repeated in one term")
         steps = _order(equation, dims)
         if steps is None:
             return Refused("Einsum left as it is: its sizes do not fit together")
@@ -55,7 +50,7 @@ class OrderEinsum(Rule):
             last = index == len(steps) - 1
             others = equation.result + "".join(term for _, term, _ in terms)
             result = equation.result if last else _kept(left[1], right[1], others)
-            sizes = _sizes((left[1], right[1]), (left[2], right[2]))
+            sizes = sizes_of((left[1], right[1]), (left[2], right[2]))
             made = insert_before(
                 node,
                 "Einsum",
@@ -73,7 +68,7 @@ class OrderEinsum(Rule):
 
 def _order(equation: Equation, dims: list[list[Dim]]) -> list[tuple[int, ...]] | None:
     """Return which two of the terms left to multiply at each step; the product goes to the end."""
-    sizes = _sizes(equation.terms, dims)
+    sizes = sizes_of(equation.terms, dims)
     number = {letter: size if isinstance(size, int) else _UNKNOWN for letter, size in sizes.items()}
     views = [np.broadcast_to(np.float32(0), [number[letter] for letter in term]) for term in equation.terms]
     method = "optimal" if len(views) <= _OPTIMAL else "greedy"
@@ -85,16 +80,6 @@ def _order(equation: Equation, dims: list[list[Dim]]) -> list[tuple[int, ...]] |
     if all(len(step) == 2 for step in steps):
         return steps
     return [(0, 1), *((0, place) for place in range(len(views) - 2, 0, -1))]  # all orders are alike
-
-
-def _sizes(terms: tuple[str, ...], dims: list[list[Dim]] | tuple[list[Dim], ...]) -> dict[str, Dim]:
-    """Return the size of each index: the one that is not 1, None where two differ."""
-    sizes: dict[str, Dim] = {}
-    for term, own in zip(terms, dims, strict=True):
-        for letter, dim in zip(term, own, strict=True):
-            have = sizes.get(letter, 1)
-            sizes[letter] = dim if have == 1 else have if dim in (1, have) else None
-    return sizes
 
 
 def _kept(left: str, right: str, others: str) -> str:

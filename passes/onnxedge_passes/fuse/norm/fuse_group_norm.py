@@ -20,7 +20,16 @@ from onnxedge.api import (
     replace_uses,
     sole_consumer,
 )
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, is_exported_twice, node_opset, retire
+from onnxedge_passes.cleanup.worklist import (
+    Outcome,
+    Refused,
+    Rule,
+    input_at,
+    is_exported_twice,
+    node_before,
+    node_opset,
+    retire,
+)
 from onnxedge_passes.fuse.linear.affine import along
 
 _NAME = "group normalization not fused"
@@ -87,11 +96,10 @@ class FuseGroupNorm(Rule):
 
 def _groups(node: ir.Node) -> Groups | None:
     """Return the group normalization around an instance normalization of rank 3, None where there is none."""
-    before = node.inputs[0].producer() if node.inputs[0] is not None else None
-    after = sole_consumer(node.outputs[0])
-    if before is None or after is None or {before.op_type, after.op_type} != {"Reshape"}:
+    before, after = node_before(node, "Reshape"), sole_consumer(node.outputs[0])
+    if before is None or after is None or after.op_type != "Reshape":
         return None
-    if not (is_standard(before) and is_standard(after)) or before.graph is not node.graph is not after.graph:
+    if not is_standard(after) or after.graph is not node.graph:
         return None
     source, inner, gamma, beta = before.inputs[0], node.inputs[0], constant(node.inputs[1]), constant(node.inputs[2])
     if source is None or inner is None or gamma is None or beta is None or (gamma != 1).any() or beta.any():

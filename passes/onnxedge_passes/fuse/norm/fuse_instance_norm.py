@@ -14,7 +14,6 @@ from onnxedge_passes.fuse.norm.normalization import (
     Normalization,
     finish,
     first_free,
-    is_root_of_variance,
     normalizations,
     parameter,
 )
@@ -42,8 +41,6 @@ class FuseInstanceNorm(Rule):
 
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Search around the root of the variance."""
-        if not is_root_of_variance(node):
-            return None
         found, near = first_free(n for n in normalizations(node, centred=True, per_channel=True) if _is_image(n))
         if not near:
             return None
@@ -58,8 +55,8 @@ class FuseInstanceNorm(Rule):
             [source, *(parameter(root, getattr(found, key), source.dtype, key) for key in ("gamma", "beta"))],
             attributes={"epsilon": found.epsilon},
             name=root.name,
+            like=[source],
         )
-        fused.outputs[0].type, fused.outputs[0].shape = source.type, source.shape
         return finish(root, fused.outputs[0])
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxedge.api import (
     Accuracy,
     Context,
+    Target,
     constant,
     insert_before,
     is_constant,
@@ -19,6 +20,7 @@ from onnxedge.api import (
     sole_consumer,
 )
 from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, output_used, retire
+from onnxedge_passes.fuse.norm.normalization import Normalization, finish, parameter, source_of
 
 _KERNELS = {
     "LayerNormalization": "SkipLayerNormalization",
@@ -35,6 +37,10 @@ class FuseSkipLayerNorm(Rule):
     After:  ``y, , , s = com.microsoft::SkipLayerNormalization(x, r, gamma, beta)`` (bias as a further input), or
     ``SkipSimplifiedLayerNormalization``; the sum is an output where others read it
 
+    In opsets that have no operator for a normalization ``fuse-layer-norm`` and ``fuse-rms-norm`` put these kernels. A
+    value that comes from no Add they add to itself: ``x + x`` with four times the epsilon is normalized to what ``x``
+    is, and doubling rounds nothing.
+
     Only where the target lists the kernel. ONNX Runtime 1.31 on the CPU takes 3 to 8 times as long for it as for the
     two operators, so that its target does not.
     Left alone: normalization over more than the last axis; values of another rank than 3, or of shapes that are not
@@ -45,10 +51,12 @@ class FuseSkipLayerNorm(Rule):
 
     name: ClassVar[str] = "fuse-skip-layer-norm"
     accuracy: ClassVar[Accuracy] = "rounding"
-    roots: ClassVar[tuple[str, ...]] = ("LayerNormalization", "RMSNormalization")
+    roots: ClassVar[tuple[str, ...]] = ("LayerNormalization", "RMSNormalization", "Add")
 
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Find the Add before the normalization."""
+        if node.op_type == "Add":
+            return _left_outside(node)
         kernel = _KERNELS[node.op_type]
         added = residual_sum(node.inputs[0], node)
         if added is None:
@@ -65,6 +73,68 @@ class FuseSkipLayerNorm(Rule):
         parameters = [input_at(node, 1), *([input_at(node, 2)] if kernel == "SkipLayerNormalization" else [])]
         epsilon = node.attributes.get_float("epsilon", 1e-5)
         return add_and_normalize(kernel, added, node, parameters, epsilon, inside=(node,))
+
+
+def _left_outside(added: ir.Node) -> Refused | None:
+    """Say why an Add was not taken into the kernel that normalizes its sum alone."""
+    total = added.outputs[0]
+    for use in total.uses():
+        node = use.node
+        if node.domain != "com.microsoft" or node.op_type not in _KERNELS.values() or use.idx != 0:
+            continue
+        reason = misfit(added, []) if node.inputs[1] is total and residual_sum(total, node) is added else ""
+        if reason:
+            return Refused(f"sum not taken into {node.op_type}: {reason}")
+    return None
+
+
+def put_kernel(kernel: str, found: Normalization, target: Target) -> ir.Value | str:
+    """Put a kernel in place of a normalization in raw operators, and of the Add before it, or say why not.
+
+    Without an Add that fits the value is added to itself: ``x + x`` with four times the epsilon has the normalization
+    of ``x``, and doubling rounds nothing. In float16, where it may overflow, the value is left alone.
+
+    Args:
+        kernel: operator of ``com.microsoft``.
+        found: a normalization whose inner values nobody else reads.
+        target: asked whether it lists the kernel.
+
+    Returns:
+        What stands for the normalization now; else the reason, empty where it is far from one that the kernel takes.
+    """
+    root, source = found.expression.root, source_of(found.expression)
+    if found.axes != (found.rank - 1,) or not target.has_kernel(kernel, "com.microsoft"):
+        return ""
+    added = residual_sum(source, root) if root.outputs[0].dtype == source.dtype else None
+    reason = misfit(added, []) if added is not None else ""
+    if added is not None and not reason:
+        parameters, inside = _parameters(kernel, found, source), _inside(found, added)
+        return add_and_normalize(kernel, added, root, parameters, found.epsilon, inside=inside)
+    if {source.dtype, root.outputs[0].dtype} != {ir.DataType.FLOAT}:
+        return reason or "without a sum before it it takes float32"
+    if found.rank != 3:
+        return reason or "it takes values of rank 3"
+    inputs = [source, source, *(value for value in _parameters(kernel, found, source) if value is not None)]
+    options = {"attributes": {"epsilon": 4 * found.epsilon}, "domain": "com.microsoft", "name": root.name}
+    return finish(root, insert_before(root, kernel, inputs, like=root.outputs, **options).outputs[0])
+
+
+def _parameters(kernel: str, found: Normalization, source: ir.Value) -> list[ir.Value | None]:
+    """Return gamma as an initializer, and beta, None for one that adds nothing, where the kernel has one."""
+    root = found.expression.root
+    gamma = parameter(root, found.gamma, source.dtype, "gamma")
+    if kernel == _KERNELS["RMSNormalization"]:
+        return [gamma]
+    return [gamma, parameter(root, found.beta, source.dtype, "beta") if found.beta.any() else None]
+
+
+def _inside(found: Normalization, added: ir.Node) -> list[ir.Node]:
+    """Return the nodes that read a sum for its normalization alone: those of the spelling and the Cast before them."""
+    inside, source = list(found.expression.nodes), found.expression.source
+    cast = source.producer()
+    if cast is not None and cast is not added and all(use.node in inside for use in source.uses()):
+        inside.append(cast)
+    return inside
 
 
 def residual_sum(value: ir.Value | None, node: ir.Node) -> ir.Node | None:

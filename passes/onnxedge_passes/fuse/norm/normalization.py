@@ -74,11 +74,13 @@ def normalizations(
     """Yield the normalizations around the root of a variance, the longest spelling first.
 
     Args:
-        anchor: a node that :func:`is_root_of_variance`.
+        anchor: a ReduceL2, or a node that :func:`is_root_of_variance`; around others there are none.
         centred: with the mean subtracted; else by the root of the mean square alone.
         per_channel: parameters along axis 1 and statistics over all axes behind it; else both over the same axes.
         unknown: also those over dimensions of unknown size, which are not known and can only be spoken of.
     """
+    if anchor.op_type != "ReduceL2" and not is_root_of_variance(anchor):
+        return
     for expression in expressions_around(anchor, _OPERATORS, _LIMIT):
         shape = expression.source.shape
         if expression.source.dtype not in FLOATS or expression.root.outputs[0].dtype not in FLOATS:
@@ -122,7 +124,8 @@ def _fitted(
     needed = {axis: dims[axis] or 0 for axis in parameter_axes} if is_known else {}
     full = [needed.get(axis) or (_UNKNOWN if d is None else d) for axis, d in enumerate(dims)]
     small = [needed.get(axis) or min(d, _UNKNOWN) for axis, d in enumerate(full)]
-    for shape in (small, full) if small != full else (full,):
+    tells = parameter_axes == axes and small != full and expression.evaluate(np.ones(small)) is not None
+    for shape in (small,) if tells or small == full else (small, full):
         if 2 <= math.prod(shape[axis] for axis in axes) <= _LARGEST and math.prod(shape) <= 4 * _LARGEST:
             found = _fitted_on(expression, shape, axes, parameter_axes, centred)
             if found is not None:

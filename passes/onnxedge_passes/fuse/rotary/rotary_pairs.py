@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxedge.api import Array, constant, constant_tensor, is_standard, sole_consumer
+from onnxedge_passes.cleanup.axes import named_axes
 from onnxedge_passes.cleanup.worklist import input_at
 from onnxedge_passes.fuse.attention.shapes import sizes
 from onnxedge_passes.fuse.rotary.rotary_moves import FAR, MOVES, is_moved
@@ -160,8 +161,7 @@ def _raised(value: ir.Value | None) -> ir.Value | None:
     node = value.producer() if value is not None else None
     if value is None or node is None or node.op_type != "Unsqueeze" or not is_standard(node):
         return None
-    source, axes = node.inputs[0], constant(input_at(node, 1))
-    given = node.attributes.get_ints("axes", None) if axes is None else [int(axis) for axis in axes.ravel()]
+    source, given = node.inputs[0], named_axes(node)
     have = sizes(source) if source is not None else None
     if source is None or given is None or len(given) != 1 or sole_consumer(value) is None:
         return None

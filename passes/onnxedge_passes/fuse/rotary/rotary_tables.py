@@ -18,7 +18,8 @@ from onnxedge.api import (
     is_standard,
     new_initializer,
 )
-from onnxedge_passes.cleanup.worklist import input_at, node_opset
+from onnxedge_passes.cleanup.axes import named_axes
+from onnxedge_passes.cleanup.worklist import node_opset
 from onnxedge_passes.fuse.attention.shapes import Size, sizes
 from onnxedge_passes.fuse.rotary.rotary_pairs import Rotation
 
@@ -255,20 +256,20 @@ def _is_view(node: ir.Node) -> bool:
     if node.op_type == "Unsqueeze":
         return True
     dims = sizes(node.inputs[0]) if node.op_type == "Squeeze" and node.inputs[0] is not None else None
-    axes = constant(input_at(node, 1)) if len(node.inputs) > 1 else node.attributes.get_ints("axes", None)
+    axes = named_axes(node)
     if dims is None or axes is None:
         return False
-    return all(-len(dims) <= int(axis) < len(dims) and dims[int(axis)] == 1 for axis in np.ravel(axes))
+    return all(-len(dims) <= axis < len(dims) and dims[axis] == 1 for axis in axes)
 
 
 def _keeps_last(node: ir.Node) -> bool:
     """Tell whether a Squeeze or Unsqueeze leaves the last axis of its input the last."""
     source, output = node.inputs[0], node.outputs[0]
-    axes = constant(input_at(node, 1)) if len(node.inputs) > 1 else node.attributes.get_ints("axes", None)
+    axes = named_axes(node)
     if axes is None or source is None or source.shape is None:
         return False
     wider = output if node.op_type == "Unsqueeze" else source
     if wider.shape is None:
         return False
     rank = len(wider.shape)
-    return all(int(axis) % rank != rank - 1 for axis in np.ravel(axes))
+    return all(axis % rank != rank - 1 for axis in axes)
