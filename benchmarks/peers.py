@@ -22,7 +22,8 @@ Run = Callable[[str, str, str], dict[str, Any]]
 
 def onnxedge() -> Run:
     """Passes, shape inference and structure checks, no runs of the model: what the peers do."""
-    import networkx  # noqa: F401  # which passes import where they are needed, as the next
+    import networkx  # noqa: F401  # these three are imported where they are needed
+    import onnxruntime  # noqa: F401
     from scipy import special  # noqa: F401
 
     import onnxedge as package

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxedge.api import Accuracy, Context, Pass, Result
 from onnxedge_passes.cleanup.cancel_views import CancelViews
 from onnxedge_passes.cleanup.common_subexpressions import CommonSubexpressions
+from onnxedge_passes.cleanup.constants.fold_constants import FoldConstants
 from onnxedge_passes.cleanup.eliminate_identity import EliminateIdentity
 from onnxedge_passes.cleanup.gather_to_slice import GatherToSlice
 from onnxedge_passes.cleanup.merge_views import MergeViews
@@ -160,5 +161,15 @@ class Fuse(Pass):
         figures.update(flat.figures)
         if flat.rewrites:
             figures[CommonSubexpressions.name] += CommonSubexpressions().run(model, context).rewrites
+        if figures[FuseAttention.name]:
+            figures[FoldConstants.name] += _share_sizes(model, context)
         summary = ", ".join(f"{name} {count}" for name, count in figures.items() if count)
         return Result(rewrites=figures.total(), summary=summary, figures=dict(figures))
+
+
+def _share_sizes(model: ir.Model, context: Context) -> int:
+    """Let the lengths that attention is given be read from where the graph computes the same sizes already."""
+    said = len(context.notes)
+    shared = FoldConstants(max_constant_bytes=0, max_growth=0.0).run(model, context).rewrites
+    context.forget_notes(said)
+    return shared
