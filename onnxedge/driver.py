@@ -50,17 +50,24 @@ class Optimized:
 
 @contextlib.contextmanager
 def _rare_collection() -> Iterator[None]:
-    """Look for garbage rarely: graphs are made of millions of objects that live on, and each sweep visits them."""
-    was = gc.get_threshold()
+    """Look for no garbage until :func:`_settled`, and rarely then: graphs are millions of objects that live on."""
+    was, was_on, thaws = gc.get_threshold(), gc.isenabled(), not gc.get_freeze_count()
+    gc.disable()
     if was[0]:
         gc.set_threshold(max(was[0], 200_000), 1_000, 1_000)
-    thaws = not gc.get_freeze_count()
     try:
         yield
     finally:
         gc.set_threshold(*was)
+        (gc.enable if was_on else gc.disable)()
         if thaws:
             gc.unfreeze()
+
+
+def _settled() -> None:
+    """Say that what is there by now stays until the end: collections begin, and look only at what comes."""
+    gc.freeze()
+    gc.enable()
 
 
 @_rare_collection()
@@ -200,7 +207,7 @@ def optimize(
         judge=judge,
         watch=watch,
     )
-    gc.freeze()  # what is there by now stays until the end: collections need not look at it
+    _settled()
     try:
         stages = manager.run(first, steps)
         if judge is not None:
