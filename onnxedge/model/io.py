@@ -170,7 +170,7 @@ def external_files(model: ir.Model) -> list[Path]:
         for node in graph:
             for attribute in node.attributes.data.values():
                 if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
-                    tensors.append(attribute.as_tensor())
+                    tensors.append(attribute.value)
                 elif attribute.type == ir.AttributeType.TENSORS and not attribute.is_ref():
                     tensors.extend(attribute.as_tensors())
         files.update((Path(tensor.path), None) for tensor in tensors if isinstance(tensor, ir.ExternalTensor))

@@ -223,7 +223,7 @@ class _Folding:
     def _is_foldable(self, node: ir.Node) -> bool:
         if not node.inputs or not all(self._is_known(value) for value in node.inputs):
             return False
-        if is_random(node) or any(a.is_ref() for a in node.attributes.values()):
+        if is_random(node) or any(a.is_ref() for a in node.attributes.data.values()):
             return False
         if node in self.refused:
             self.context.note(node, self.refused[node])
@@ -256,7 +256,7 @@ class _Folding:
 
     def _is_plain(self, value: ir.Value) -> bool:
         kind = self.types.of(value)
-        return kind is not None and ir.DataType(kind.elem_type) in PLAIN
+        return kind is not None and kind.elem_type in PLAIN
 
     def _is_rounded_alike(self, node: ir.Node) -> bool:
         """Tell whether a node gives the same bits alone as among others.

@@ -62,7 +62,7 @@ class Growth:
         sizes = {id(value): self._bytes(value) for value in read}
         freed = sum(sizes[id(value)] for value in read if self._is_freed_with(value, node))
         growth = int(made) - freed if node.op_type not in QUANTIZERS else 0  # asked for by ``dequantize``
-        waits = any(value.producer() in self.deferred for value in read)
+        waits = bool(self.deferred) and any(value.producer() in self.deferred for value in read)
         too_large = growth > self._limit
         if too_large and made > sum(sizes.values()) + self._bounds.max_constant_bytes:
             return self._refused(growth)
