@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnxedge.bridges import GraphSurgeonPass, PatternPass
 from onnxedge.data import Batch, Data, Preprocess, from_arrays, model_inputs, open_data, synthesise
 from onnxedge.errors import OnnxEdgeError, PassError, UserError, did_you_mean, first_line
+from onnxedge.importance import Score, Units
 from onnxedge.metrics import Comparison
 from onnxedge.model.edit import (
     add_initializer,
@@ -23,7 +24,7 @@ from onnxedge.model.edit import (
     replace_uses,
     set_constant,
 )
-from onnxedge.model.files import scratch_directory
+from onnxedge.model.files import cache_folder, scratch_directory
 from onnxedge.model.graph import (
     Array,
     constant,
@@ -56,9 +57,22 @@ from onnxedge.operators import (
     operator,
     weight_axes,
 )
+from onnxedge.parts import ChannelGroup, ChannelGroups, Member, Part, Variations, member_positions
 from onnxedge.passes import Accuracy, Context, Note, Pass, Result
 from onnxedge.placement import Placement, Unit, clip_bounds, place, predict
-from onnxedge.runtime import CannotRun, Feed, InputSpec, Latency, Session, capture, latency_ratio, optimized_graph
+from onnxedge.registry import find_importance
+from onnxedge.runtime import (
+    CannotRun,
+    Feed,
+    InputSpec,
+    KernelTime,
+    Latency,
+    Session,
+    capture,
+    kernel_times,
+    latency_ratio,
+    optimized_graph,
+)
 from onnxedge.target import KernelCost, Quantization, Target
 
 __all__ = [
@@ -67,6 +81,8 @@ __all__ = [
     "Array",
     "Batch",
     "CannotRun",
+    "ChannelGroup",
+    "ChannelGroups",
     "Comparison",
     "Context",
     "Data",
@@ -74,11 +90,14 @@ __all__ = [
     "GraphSurgeonPass",
     "InputSpec",
     "KernelCost",
+    "KernelTime",
     "Kind",
     "Latency",
+    "Member",
     "Note",
     "OnnxEdgeError",
     "Operator",
+    "Part",
     "Pass",
     "PassError",
     "PatternPass",
@@ -86,15 +105,19 @@ __all__ = [
     "Preprocess",
     "Quantization",
     "Result",
+    "Score",
     "Session",
     "Target",
     "Unit",
+    "Units",
     "UserError",
+    "Variations",
     "WeightAxes",
     "add_initializer",
     "at_hand",
     "batch_one_shape",
     "bypass",
+    "cache_folder",
     "capture",
     "clip_bounds",
     "constant",
@@ -102,6 +125,7 @@ __all__ = [
     "data_inputs",
     "did_you_mean",
     "drop_if_unused",
+    "find_importance",
     "first_line",
     "forked",
     "from_arrays",
@@ -112,9 +136,11 @@ __all__ = [
     "is_constant",
     "is_standard",
     "join_scope",
+    "kernel_times",
     "latency_ratio",
     "load",
     "macs",
+    "member_positions",
     "model_inputs",
     "model_macs",
     "move_uses",

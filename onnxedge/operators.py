@@ -25,6 +25,7 @@ Kind = Literal[
     "reduction",  # axes are reduced
     "softmax",  # competition along an axis; the shape stays
     "recurrent",  # contraction over features and a loop over time
+    "attention",  # heads of a query, key and value, each by itself
     "quantization",  # float to integer and back
     "shape",  # reads the shape of its input, not the data
     "source",  # makes a tensor from attributes or from shape operands alone
@@ -103,6 +104,12 @@ def _table() -> dict[str, Operator]:
     add("QLinearMatMul", Operator("contraction", weight=3))
     add("Einsum", Operator("contraction", data=None))
     add("LSTM GRU RNN", Operator("recurrent", weight=1, bias=3))
+    add(
+        "Attention RotaryEmbedding com.microsoft::MultiHeadAttention com.microsoft::GroupQueryAttention "
+        "com.microsoft::RotaryEmbedding",
+        Operator("attention", data=None),
+    )
+    add("com.microsoft::Attention", Operator("attention", weight=1, bias=2))
 
     add(
         "AveragePool MaxPool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool",

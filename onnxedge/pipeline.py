@@ -149,6 +149,8 @@ def convert(value: Value, hint: Any) -> Any:
         return _number(value, hint)
     if hint is str:
         return value
+    if hasattr(hint, "parse"):  # a type with a text of its own: ``parse`` reads it, ``str`` writes it
+        return hint.parse(value)
     raise ValueError(f"options of type {type_text(hint)} cannot be written as text")
 
 
@@ -182,6 +184,8 @@ def _checked(value: Any, hint: Any) -> Any:
         return convert(str(value).lower() if isinstance(value, bool) else repr(value), hint)
     if isinstance(value, tuple):
         return convert([str(item) for item in value], hint)
+    if type(value) in (hint, *get_args(hint)):
+        return value
     raise ValueError(f"{value!r} does not fit; needs {type_text(hint)}")
 
 
@@ -208,7 +212,8 @@ def type_text(hint: Any) -> str:
         return "|".join("none" if a is type(None) else type_text(a) for a in arguments)
     if origin is tuple:
         return f"list of {type_text(arguments[0])}"
-    return {int: "whole number", float: "number", bool: "true|false", str: "text"}.get(hint, str(hint))
+    known = {int: "whole number", float: "number", bool: "true|false", str: "text"}
+    return known.get(hint, str(getattr(hint, "syntax", hint)))
 
 
 def _choice(names: Iterable[str]) -> str:

@@ -8,11 +8,13 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from onnxedge.errors import UserError, did_you_mean, first_line
+from onnxedge.importance import Score
 from onnxedge.passes import Pass
 from onnxedge.target import Target, load_packaged_target, load_target_file
 
 PASSES = "onnxedge.passes"
 TARGETS = "onnxedge.targets"
+IMPORTANCE = "onnxedge.importance"
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,29 @@ def find_target(name: str) -> Target:
         ) from err
 
 
+def find_importance(name: str) -> Score:
+    """Return how the channels of a group are ranked.
+
+    Raises:
+        UserError: no such importance, two distributions that claim the name, or a plugin that does not load.
+    """
+    point = _one(IMPORTANCE, "importance", name)
+    try:
+        score = point.load()
+    except Exception as err:  # as above
+        raise UserError(
+            f"importance {name!r} of {_origin(point)} does not load: {type(err).__name__}: {first_line(err)}"
+        ) from err
+    if not callable(score):
+        raise UserError(f"importance {name!r} of {_origin(point)} does not load: {point.value} is no function")
+    return score  # type: ignore[no-any-return]
+
+
+def importance_names() -> list[str]:
+    """Return the names of all registered importances, usable or not."""
+    return list(_entry_points(IMPORTANCE))
+
+
 def list_passes() -> list[tuple[Entry, type[Pass] | None]]:
     """Return every registered pass with its class, or with the error that keeps it from loading."""
     listed: list[tuple[Entry, type[Pass] | None]] = []
@@ -116,7 +141,9 @@ def list_targets() -> list[tuple[Entry, Target | None]]:
 def _one(group: str, kind: str, name: str) -> EntryPoint:
     points = _entry_points(group).get(name)
     if not points:
-        hint = did_you_mean(name, _entry_points(group)) or f"; 'onnxedge {group.split('.')[-1]}' lists what there is"
+        known = _entry_points(group)
+        listed = f"; 'onnxedge {group.split('.')[-1]}' lists what there is"
+        hint = did_you_mean(name, known) or (f"; known are {', '.join(known)}" if group == IMPORTANCE else listed)
         raise UserError(f"no {kind} is called {name!r}{hint}")
     if len(points) > 1:
         raise UserError(f"{kind} {name!r} is claimed by {' and '.join(_origin(p) for p in points)}; uninstall one")

@@ -134,6 +134,8 @@ class Target:
             its products are no faster than MatMul's and it only gains by splitting and merging the heads itself.
         merged_projections: whether one product with several weights side by side, split behind, is faster than
             several products.
+        sparse: patterns of zeros in weights that the runtime has faster kernels for, as ``2:4``: of every 4 neighbours
+            along the input channels at most 2 are not zero.
         quantization: integer rules; None for a target without integer kernels.
     """
 
@@ -148,6 +150,7 @@ class Target:
     slow: tuple[str, ...] = ()
     fused_attention: Literal["always", "heads"] = "always"
     merged_projections: bool = False
+    sparse: tuple[str, ...] = ()
     quantization: Quantization | None = None
 
     @property

@@ -35,7 +35,8 @@ def error_line(result: Result, code: int) -> str:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("--version",), ("optimize", "--help"), ("passes", "show", "--help")]
+    "arguments",
+    [("--help",), ("--version",), ("optimize", "--help"), ("sensitivity", "--help"), ("passes", "show", "--help")],
 )
 def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     done = subprocess.run(

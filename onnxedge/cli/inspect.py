@@ -35,12 +35,27 @@ MAX_PORTS = 12  #: inputs and outputs that are listed
 @model_argument()
 @target_option
 @input_shape_option
+@click.option(
+    "--groups", is_flag=True, help="Show the channel groups instead: what is pruned together, and what is locked."
+)
 @json_option
 @verbose_option
-def inspect(model: Path, target: str | None, input_shapes: tuple[str, ...], as_json: bool, verbose: bool) -> None:
+def inspect(
+    model: Path, target: str | None, input_shapes: tuple[str, ...], groups: bool, as_json: bool, verbose: bool
+) -> None:
     """Show operators, opset, inputs and outputs, parameters, MACs, bytes and activation memory of MODEL.
 
     Also what the target would run in integers, as the graph stands; `fuse` makes more of it fit.
+
+    With --groups, every group of channels that must go together: its width, the constants that are cut along with it,
+    each with its axis and how a unit u of the group maps to positions along it; then what is locked, where and why.
+    No samples are needed.
+
+    \b
+    Examples:
+      onnxedge inspect model.onnx --target tensorrt
+      onnxedge inspect model.onnx --groups
+      onnxedge inspect model.onnx --groups --json | jq '.channel_groups.locked[] | .name + ": " + .reason'
     """
     shapes = read_input_shapes(input_shapes)
 
@@ -49,7 +64,13 @@ def inspect(model: Path, target: str | None, input_shapes: tuple[str, ...], as_j
     from onnxedge.registry import find_target
 
     chip = find_target(target or _TARGET)
-    found = inspect_model(load(model), path=model, target=chip, input_shapes=shapes)
+    loaded = load(model)
+    if groups:
+        from onnxedge.cli.groups import show_groups
+
+        show_groups(loaded, model, chip, shapes, as_json=as_json, every_row=verbose)
+        return
+    found = inspect_model(loaded, path=model, target=chip, input_shapes=shapes)
     if as_json:
         click.echo(found.to_json(), nl=False)
         return

@@ -76,6 +76,14 @@ def remove(file: Path) -> None:
         file.unlink()
 
 
+def cache_folder() -> Path:
+    """Return the folder for what may be kept between runs: ``$ONNXEDGE_CACHE``, or the user's cache folder."""
+    if given := os.environ.get("ONNXEDGE_CACHE"):
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(base) if base else Path.home() / ".cache") / "onnxedge"
+
+
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[Path]:
     """Yield a folder that is gone afterwards; what killed runs left behind is removed when the next one starts."""

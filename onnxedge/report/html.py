@@ -13,7 +13,7 @@ from onnxedge.report.text import bytes_text, count_text, plural, seconds_text
 
 MAX_PLACES = 200  #: nodes listed under one reason; the JSON report has all
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --line: light-dark(#d0d4da, #3a3f47); --soft: light-dark(#5a6270, #9aa3b2);
         --bad: light-dark(#b3261e, #ff8a80); --shade: light-dark(#f5f6f8, #22262c); }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -36,7 +36,7 @@ def _page(report: Report) -> Iterator[str]:
     title = _text(report.input or "model in memory")
     yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<title>onnxedge: {title}</title><style>{_STYLE}</style></head><body>"
+    yield f"<title>onnxedge: {title}</title><style>{STYLE}</style></head><body>"
     yield f"<h1>{title} for {_text(report.target)}</h1>"
     yield f'<p class="verdict">{_text(report.verdict)}</p>'
     yield from _table(

@@ -66,3 +66,22 @@ def shape_text(shape: Iterable[int | str | None] | None) -> str:
     if shape is None:
         return "unknown shape"
     return " x ".join("?" if dim is None else one_line(str(dim)) for dim in shape) or "scalar"
+
+
+def middle_cut(text: str, limit: int) -> str:
+    """Return one line of at most ``limit`` characters, cut in the middle: names of nodes differ at their ends."""
+    line = one_line(text)
+    head = (limit - 1) // 3
+    return line if len(line) <= limit else f"{line[:head]}…{line[len(line) - (limit - 1 - head) :]}"
+
+
+def label_text(label: str, limit: int) -> str:
+    """Return ``Operator 'name'`` of at most ``limit`` characters: the name's end stays, where nodes differ."""
+    line = one_line(label)
+    operator, quote, name = line.partition(" '")
+    short = operator if len(operator) <= 12 else f"{operator[:9]}…"
+    if len(line) <= limit or not quote or limit < len(short) + 12:
+        return middle_cut(line, limit)
+    name = name.removesuffix(f"/{operator}'").removesuffix("'")  # exporters end the name with the operator
+    room = limit - len(short) - 3
+    return f"{short} '{name if len(name) <= room else '…' + name[len(name) - room + 1 :]}'"

@@ -26,13 +26,32 @@ def propose(cut: Cut, node: ir.Node) -> Proposal:
 
 
 def _reshape(cut: Cut, node: ir.Node) -> Proposal:
-    """Change the entries that name a size that changes; 0 and -1 say it already."""
-    target = _operand(node, 1)
+    """Change the entries that name a size that changes; 0 and -1 say it already.
+
+    A shape put together at run time can be changed where it is constant.
+    """
+    shape = node.inputs[1]
+    target = cut.computed(shape) if shape is not None else None
     before, after = cut.facts.shapes[node.outputs[0]], cut.shapes[node.outputs[0]]
-    if target is None or target.shape != (len(before),):
+    if shape is None or target is None or target.shape != (len(before),):
         return {}, {}
     changed = [a if t == b and a != b else t for t, b, a in zip(target.tolist(), before, after, strict=True)]
-    return ({1: np.array(changed, np.int64)}, {}) if changed != target.tolist() else ({}, {})
+    held = {place for _, part, at in constant_parts(cut, shape) for place in range(at, at + part.size)}
+    if changed == target.tolist() or any(
+        c != t and i not in held for i, (c, t) in enumerate(zip(changed, target.tolist(), strict=True))
+    ):
+        return {}, {}
+    return {1: np.array(changed, np.int64)}, {}
+
+
+def constant_parts(cut: Cut, shape: ir.Value) -> list[tuple[int, Array, int]]:
+    """Return what is constant of a shape: input of the Concat that makes it (0 where it is whole), array, place."""
+    whole, maker = constant(shape), shape.producer()
+    if whole is not None or maker is None or maker.op_type != "Concat":
+        return [(0, whole, 0)] if whole is not None else []
+    sizes = [cut.facts.shapes[part][0] if part is not None else 0 for part in maker.inputs]
+    found = [(index, constant(part), sum(sizes[:index])) for index, part in enumerate(maker.inputs)]
+    return [(index, array, at) for index, array, at in found if array is not None]
 
 
 def _split(cut: Cut, node: ir.Node) -> Proposal:

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from scipy.linalg import cho_factor, cho_solve
 
-from onnxedge.api import Array, Context, Feed, constant, weight_axes
+from onnxedge.api import Array, Context, Feed, constant
 from onnxedge_passes.prune.groups import Group, Groups
-from onnxedge_passes.prune.importance import Surgeon, brain_surgeon_on, draw, inverse
+from onnxedge_passes.prune.importance import Surgeon, brain_surgeon_on, inverse
 from onnxedge_passes.prune.labels import Reader
 from onnxedge_passes.prune.linear import (
     Gram,
@@ -24,6 +24,7 @@ from onnxedge_passes.prune.linear import (
     weight_array,
     weight_matrix,
 )
+from onnxedge_passes.prune.statistics import draw
 from onnxedge_passes.prune.stream import Stream
 
 Constants = dict[tuple[ir.Node, int], Array]  #: constant inputs that replace a node's own
@@ -49,8 +50,8 @@ def masked_constants(groups: Groups, removed: Array) -> Constants:
     result: Constants = {}
     for reader in groups.labels.readers:
         gone = removed[groups.units_of(reader.ends)]
-        axes, tensor = weight_axes(reader.node), reader.weight.const_value
-        if not gone.any() or axes is None or tensor is None:
+        axes, tensor = reader.axes, reader.weight.const_value
+        if not gone.any() or tensor is None:
             continue
         weight = tensor.numpy().copy()
         np.moveaxis(weight, axes.input, 0)[gone] = 0
@@ -66,6 +67,7 @@ def repair(
     *,
     ridge: float,
     reselect: bool,
+    bare: bool = False,
 ) -> Repaired:
     """Refit the contractions behind a cut by ridge regression, each on what the refitted ones before it give.
 
@@ -80,6 +82,7 @@ def repair(
         context: for progress, seed and threads.
         ridge: strength of the pull to the old weights, relative to the mean square of the regressors.
         reselect: choose again which units of a group with a single reader go, with the drift seen.
+        bare: a block that goes whole leaves no bias: what comes behind makes up for it.
     """
     model, removed = groups.labels.facts.model, removed.copy()
     constants = masked_constants(groups, removed)
@@ -97,6 +100,10 @@ def repair(
         waiting.discard(reader)
         if linear is None:
             continue
+        if bare and linear.bias is not None and removed[groups.units_of(reader.ends)].all():
+            constants[linear.bias] = bias_vector(linear).astype(constants[reader.node, reader.axes.index].dtype) * 0
+            cut.replace(*linear.bias, constants[linear.bias])
+            continue
         pending = sum(1 << order[other] for other in waiting)
         shortcut = linear.shortcut if linear.shortcut is None or not masks.get(linear.shortcut, 0) & pending else None
         use_sum = linear.shortcut is not None and shortcut is not None
@@ -110,8 +117,7 @@ def repair(
             continue
         single = [g for g in groups.free if reselect and len(g.ends) == 1 and g.ends[0].reader is reader]
         weight, bias, removed = _solve(linear, gram, groups, removed, single, ridge)
-        axes = weight_axes(reader.node)
-        assert axes is not None
+        axes = reader.axes
         constants[reader.node, axes.index] = weight
         if linear.bias is not None and bias is not None:
             constants[linear.bias] = bias
@@ -138,7 +144,7 @@ def _changed(groups: Groups, order: Mapping[Reader, int], masks: Mapping[ir.Valu
     found: set[Reader] = set()
     bits = 0
     for reader, number in order.items():
-        data = reader.node.inputs[0]
+        data = reader.data
         if removed[groups.units_of(reader.ends)].any() or (data is not None and masks.get(data, 0) & bits):
             found.add(reader)
             bits |= 1 << number

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,46 +11,32 @@ import onnx
 import onnx_ir as ir
 from onnx import helper
 
-from onnxedge.api import Array, Feed, Session, constant, forked, new_node, operator, static_shape
+from onnxedge.api import Array, Feed, Session, constant, forked, is_standard, new_node, operator
 
 Shapes = Mapping[ir.Value, tuple[int, ...]]
 
-_CHAIN_KINDS = frozenset({"elementwise", "movement", "reduction", "source"})
+_CHAIN_KINDS = frozenset({"elementwise", "movement", "reduction", "shape", "source"})
 _CHAIN_LIMIT = 4096  #: elements of the largest value that is followed as shape arithmetic
 
 
 def evaluate(
-    node: ir.Node, inputs: list[Array | None], opset: int, attributes: Mapping[str, Any] | None = None
+    node: ir.Node, inputs: Sequence[Array | None], opset: int, attributes: Mapping[str, Any] | None = None
 ) -> list[Array] | None:
     """Run one standard node on arrays of any integer type with onnx's reference implementation.
 
-    Args:
-        node: gives operator and attributes; it may stand in a graph, which is not looked at.
-        inputs: one array per input, None for a missing one.
-        opset: version of the default domain.
-        attributes: replace the node's own of the same name; None removes one.
-
-    Returns:
-        One array per output, or None where the implementation refuses.
+    The attributes given replace the node's own of the same name, None removes one. Returns one array per output, or
+    None where the implementation refuses.
     """
-    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.ops import load_op
 
-    proto = onnx.NodeProto(op_type=node.op_type)
-    proto.input.extend(f"i{k}" if array is not None else "" for k, array in enumerate(inputs))
-    proto.output.extend(f"o{k}" for k in range(len(node.outputs)))
     given = dict(attributes or {})
-    kept = [a for name, a in node.attributes.items() if name not in given and not a.is_ref()]
-    proto.attribute.extend(ir.to_proto(attribute) for attribute in kept)
+    proto = onnx.NodeProto(op_type=node.op_type, input=[f"i{k}" for k in range(len(inputs))])
+    proto.output.extend(f"o{k}" for k in range(len(node.outputs)))
+    proto.attribute.extend(ir.to_proto(a) for name, a in node.attributes.items() if name not in given)
     proto.attribute.extend(helper.make_attribute(name, value) for name, value in given.items() if value is not None)
-    anything = onnx.TypeProto()
-    inward, outward = (
-        [helper.make_value_info(n, anything) for n in names if n] for names in (proto.input, proto.output)
-    )
-    graph = helper.make_graph([proto], "one", inward, outward)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    feed = {f"i{k}": array for k, array in enumerate(inputs) if array is not None}
+    settings = {"log": lambda *_: None, "opsets": {"": opset}, "new_ops": None, "verbose": 0}
     try:
-        return [np.asarray(array) for array in ReferenceEvaluator(model).run(None, feed)]
+        return [np.asarray(array) for array in load_op("", node.op_type, opset)(proto, settings).run(*inputs)]
     except Exception:  # numpy, onnx and index errors of any kind: all say that the node does not fit the arrays
         return None
 
@@ -80,82 +67,50 @@ class Facts:
         """Return a constant, or what a chain of shape arithmetic gives for the shapes of the run, else None."""
         return shape_arithmetic(value, self.shapes, self.opset, self._chain)
 
-    def evaluate(
-        self, node: ir.Node, inputs: list[Array | None], attributes: Mapping[str, Any] | None = None
-    ) -> list[Array] | None:
-        """Run a node on arrays, see :func:`evaluate`."""
-        return evaluate(node, inputs, self.opset, attributes)
+    def rank(self, value: ir.Value | None) -> int:
+        """Return the number of axes of a value, 0 for one that is missing or unknown."""
+        return len(self.shapes.get(value, ())) if value is not None else 0
 
 
 def shape_arithmetic(value: ir.Value, shapes: Shapes, opset: int, memo: dict[ir.Value, Array | None]) -> Array | None:
     """Compute a value that depends on constants and on shapes only, for the shapes given; None for other values."""
-    if value in memo:
-        return memo[value]
-    memo[value] = None  # what is being computed depends on no data until shown
-    memo[value] = _compute(value, shapes, opset, memo)
+    if value not in memo:
+        memo[value] = None  # what is being computed depends on no data until shown
+        memo[value] = _compute(value, shapes, opset, memo)
     return memo[value]
 
 
 def _compute(value: ir.Value, shapes: Shapes, opset: int, memo: dict[ir.Value, Array | None]) -> Array | None:
-    array = constant(value)
-    if array is not None:
+    array, node = constant(value), value.producer()
+    if array is not None or node is None or not is_standard(node):
         return array
-    node = value.producer()
-    if node is None or node.domain not in ("", "ai.onnx") or value.is_graph_input():
-        return None
-    kind, entry = operator(node).kind, operator(node)
-    if kind == "shape":
-        source = node.inputs[0]
-        shape = shapes.get(source) if source is not None else None
-        if shape is None:
-            return None
-        if node.op_type == "Size":
-            return np.array(int(np.prod(shape, dtype=np.int64)), np.int64)
-        end = node.attributes.get_int("end", len(shape))
-        return np.array(shape[slice(node.attributes.get_int("start", 0), end)], np.int64)
-    size = shapes.get(value)
-    if kind not in _CHAIN_KINDS or entry.random or (size is not None and np.prod(size, dtype=np.int64) > _CHAIN_LIMIT):
+    kind, large = operator(node).kind, math.prod(shapes.get(value, ())) > _CHAIN_LIMIT
+    if kind not in _CHAIN_KINDS or operator(node).random or large:
         return None
     inputs: list[Array | None] = []
     for source in node.inputs:
-        inputs.append(None if source is None else shape_arithmetic(source, shapes, opset, memo))
-        if source is not None and inputs[-1] is None:
+        if kind == "shape" and source is not None and source in shapes:
+            inputs.append(np.broadcast_to(np.int8(0), shapes[source]))
+        else:
+            inputs.append(None if source is None else shape_arithmetic(source, shapes, opset, memo))
+        if source is not None and (inputs[-1] is None or (kind != "shape" and inputs[-1].size > _CHAIN_LIMIT)):
             return None
-    if sum(array.size for array in inputs if array is not None) > _CHAIN_LIMIT:
-        return None
     results = evaluate(node, inputs, opset)
     return results[value.index() or 0] if results is not None else None
 
 
 def _sample_count(model: ir.Model, feed: Feed) -> int:
-    for value in model.graph.inputs:
-        array, shape = feed.get(value.name or ""), value.shape
-        if array is not None and array.ndim and shape is not None and not isinstance(shape[0], int):
-            return int(array.shape[0])
-    return 1
+    free = (v for v in model.graph.inputs if v.shape and v.name in feed and not isinstance(v.shape[0], int))
+    return next((int(feed[value.name or ""].shape[0]) for value in free), 1)
 
 
 def _run_shapes(model: ir.Model, feed: Feed, threads: int) -> dict[ir.Value, tuple[int, ...]]:
     """Run a copy in which a Shape node reads every value, so that no activation is kept."""
-    shapes: dict[ir.Value, tuple[int, ...]] = {}
-    wanted: list[ir.Value] = []
-    for value in model.graph.inputs:
-        array = feed.get(value.name or "")
-        known = array.shape if array is not None else static_shape(value)
-        if known is not None:
-            shapes[value] = tuple(known)
-    for value in model.graph.initializers.values():
-        if value.const_value is not None and value not in shapes:
-            shapes[value] = tuple(value.const_value.shape.numpy())
-    for node in model.graph:
-        for value in node.outputs:
-            if not value.name or isinstance(value.type, ir.SequenceType | ir.OptionalType):
-                continue
-            array = constant(value) if node.op_type == "Constant" else None
-            if array is not None:
-                shapes[value] = array.shape
-            else:
-                wanted.append(value)
+    graph = model.graph
+    shapes = {v: tuple(v.const_value.shape.numpy()) for v in graph.initializers.values() if v.const_value is not None}
+    shapes |= {value: feed[value.name].shape for value in graph.inputs if value.name is not None and value.name in feed}
+    outputs = (value for node in graph for value in node.outputs if value.name)
+    wanted = [value for value in outputs if not isinstance(value.type, ir.SequenceType | ir.OptionalType)]
     probe, probed = forked(model, wanted)
     readers = [new_node(probe.graph, "Shape", [value], name=f"onnxedge_shape_{k}") for k, value in enumerate(probed)]
     probe.graph.outputs.clear()

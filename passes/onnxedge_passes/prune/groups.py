@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,34 +10,13 @@ import onnx_ir as ir
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from onnxedge.api import Array, macs, node_label
+from onnxedge.api import Array, node_label
+from onnxedge_passes.prune.costs import contraction_costs
 from onnxedge_passes.prune.facts import Facts
 from onnxedge_passes.prune.labels import FIXED, Labels, Reader
+from onnxedge_passes.prune.rules import propagate
 
 _ROUNDS = 8  #: alignment settles in two or three
-
-
-@dataclass(frozen=True)
-class Width:
-    """Say how long an axis is for given numbers of kept units: ``fixed + sum(multiplicity * kept[group])``."""
-
-    fixed: int
-    terms: tuple[tuple[int, int], ...] = ()
-
-    def at(self, kept: Sequence[int]) -> int:
-        """Return the length."""
-        return self.fixed + sum(count * kept[group] for group, count in self.terms)
-
-
-@dataclass(frozen=True, eq=False)
-class Cost:
-    """One contraction: multiply-accumulates and weights per unit of ``output * input``."""
-
-    node: ir.Node
-    macs: float
-    params: float
-    output: Width
-    input: Width
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +78,7 @@ class Groups:
         groups = self._collect(reasons)
         self.free = [group for group in groups if not group.reason]
         self.locked = [group for group in groups if group.reason]
-        self.costs = self._costs()
-        counted = {reader.node for reader in labels.readers}
-        self.other_macs = sum(macs(node, self._shape) or 0 for node in labels.facts.model.graph if node not in counted)
+        self.costs, self.other_macs = contraction_costs(self)
 
     def units_of(self, labels: Array) -> Array:
         """Return the unit of each label, that of ``FIXED`` for FREE too."""
@@ -116,10 +93,9 @@ class Groups:
 
     def _collect(self, reasons: Mapping[int, tuple[str, ir.Node | ir.Value]]) -> list[Group]:
         """Give units with the same members, in the same numbers and for the same reason, one group."""
+        sites = [(reader, labels) for reader in self.labels.readers for labels in (reader.begins, reader.ends)]
         members: dict[int, list[tuple[int, int]]] = {}
-        sites = self._sites()
-        for site, readers in enumerate(sites):
-            labels = readers[0][0].begins if readers[0][1] else readers[0][0].ends
+        for site, (_, labels) in enumerate(sites):
             for unit, count in zip(*np.unique(self.units_of(labels), return_counts=True), strict=True):
                 members.setdefault(int(unit), []).append((site, int(count)))
         groups: dict[object, list[int]] = {}
@@ -127,26 +103,17 @@ class Groups:
             if unit != self.component[FIXED]:
                 groups.setdefault((tuple(members[unit]), reasons.get(unit)), []).append(unit)
         return [
-            self._group(
-                np.array(units), [sites[site] for site, _ in members[units[0]]], *reasons.get(units[0], ("", None))
-            )
+            self._group(np.array(units), [sites[site] for site, _ in held], *told)
             for units in groups.values()
+            for held, told in [(members[units[0]], reasons.get(units[0], ("", None)))]
         ]
 
-    def _sites(self) -> list[list[tuple[Reader, bool]]]:
-        """Return, for each axis of each weight, the contractions that read it, and whether channels begin there."""
-        sites: dict[int, list[tuple[Reader, bool]]] = {}
-        for reader in self.labels.readers:
-            sites.setdefault(id(reader.begins), []).append((reader, True))
-            sites.setdefault(id(reader.ends), []).append((reader, False))
-        return list(sites.values())
-
     def _group(
-        self, units: Array, sites: list[list[tuple[Reader, bool]]], reason: str, where: ir.Node | ir.Value | None
+        self, units: Array, sites: list[tuple[Reader, Array]], reason: str, where: ir.Node | ir.Value | None
     ) -> Group:
-        begins = tuple(reader for site in sites for reader, is_begin in site if is_begin)
+        begins = tuple(reader for reader, labels in sites if labels is reader.begins)
         ends = []
-        for reader in (reader for site in sites for reader, is_begin in site if not is_begin):
+        for reader in (reader for reader, labels in sites if labels is reader.ends):
             found = self.units_of(reader.ends)
             order = np.argsort(found, kind="stable")
             order = order[np.isin(found[order], units)]
@@ -160,40 +127,18 @@ class Groups:
             reason = "all its channels are tied together"
         return Group(units, begins, tuple(ends), channels, reason, where)
 
-    def _costs(self) -> list[Cost]:
-        group_of = np.full(len(self.component), -1)
-        for number, group in enumerate(self.free):
-            group_of[group.units] = number
-        costs = []
-        for reader in self.labels.readers:
-            output, inner = (self._width(labels, group_of) for labels in (reader.begins, reader.ends))
-            size = len(reader.begins) * len(reader.ends)
-            elements = int(np.prod(self.labels.facts.shapes[reader.weight]))
-            costs.append(
-                Cost(reader.node, (macs(reader.node, self._shape) or 0) / size, elements / size, output, inner)
-            )
-        return costs
-
-    def _shape(self, value: ir.Value | None) -> tuple[int, ...] | None:
-        return self.labels.facts.shapes.get(value) if value is not None else None
-
-    def _width(self, labels: Array, group_of: Array) -> Width:
-        numbers, counts = np.unique(group_of[self.units_of(labels)], return_counts=True)
-        terms = [(int(g), int(n) // len(self.free[g].units)) for g, n in zip(numbers, counts, strict=True) if g >= 0]
-        return Width(len(labels) - sum(count * len(self.free[g].units) for g, count in terms), tuple(terms))
-
 
 def find_groups(facts: Facts) -> Groups:
     """Find the channel groups; grouped convolutions go by whole groups, or, where that ties all, by columns."""
-    groups = Groups(Labels(facts))
+    groups = Groups(propagate(facts))
     stuck = frozenset(
         reader.node
         for group in groups.locked
         if group.reason == "all its channels are tied together"
         for reader in group.begins
-        if reader.node.attributes.get_int("group", 1) > 1 and len(reader.ends) > 1
+        if reader.axes.groups > 1 and len(reader.ends) > 1
     )
-    return Groups(Labels(facts, stuck)) if stuck else groups
+    return Groups(propagate(facts, stuck)) if stuck else groups
 
 
 def _settle(labels: Labels) -> Array:

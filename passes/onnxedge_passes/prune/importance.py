@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from scipy.linalg import cho_factor, cho_solve
 
-from onnxedge.api import Array, Feed, capture, weight_axes
+from onnxedge.api import Array, Score, Units, UserError
 from onnxedge_passes.prune.groups import End, Group, Groups
 from onnxedge_passes.prune.labels import Reader
-from onnxedge_passes.prune.linear import (
-    Gram,
-    Linear,
-    bias_vector,
-    linear_problem,
-    position_count,
-    sample_outputs,
-    sample_rows,
-    weight_matrix,
-)
-
-Importance = Literal["obs", "activation", "l1", "l2", "bn-gamma"]
-POSITIONS = 12_000  #: sampled positions per contraction over all samples
+from onnxedge_passes.prune.linear import Gram, Linear, bias_vector, weight_matrix
+from onnxedge_passes.prune.statistics import Statistics, Weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,108 +29,94 @@ class Curve:
     error: Array
 
 
-@dataclass(frozen=True, eq=False)
-class Statistics:
-    """What one run over the calibration samples leaves behind.
-
-    Attributes:
-        grams: by reader that has a least-squares view.
-        squares: mean square of each input channel, by reader.
-        linear: the least-squares view, by reader.
-    """
-
-    grams: Mapping[Reader, Gram]
-    squares: Mapping[Reader, Array]
-    linear: Mapping[Reader, Linear]
-
-
-def measure(groups: Groups, feeds: Iterable[Feed], feed_count: int, seed: int, threads: int) -> Statistics:
-    """Run the model over the samples and keep the Gram matrix of every contraction that sums a free group away."""
-    readers = list({end.reader: None for group in groups.free for end in group.ends})
-    linear = {r: found for r in readers if (found := linear_problem(groups, r)) is not None}
-    grams = {reader: Gram(found) for reader, found in linear.items()}
-    squares = {reader: np.zeros(len(reader.ends)) for reader in readers}
-    counts = dict.fromkeys(readers, 0)
-    values: dict[ir.Value, int] = {}
-    for reader in readers:
-        wanted = [reader.node.inputs[0], *([linear[reader].target, linear[reader].output] if reader in linear else [])]
-        for value in wanted:
-            if value is not None:
-                values.setdefault(value, len(values))
-    rng = {reader: np.random.default_rng([seed, number]) for number, reader in enumerate(readers)}
-    for arrays in capture(groups.labels.facts.model, list(values), feeds, threads=threads):
-        for reader in readers:
-            source = reader.node.inputs[0]
-            data = arrays[values[source]] if source is not None else np.zeros(0)
-            axes = weight_axes(reader.node)
-            width = len(reader.ends) * (axes.groups if axes else 1)
-            moved = np.moveaxis(data, axes.data_axis if axes else 1, -1).reshape(-1, width)
-            energy = np.einsum("pc,pc->c", moved, moved).astype(np.float64)
-            squares[reader] += energy.reshape(-1, len(reader.ends)).sum(axis=0)
-            counts[reader] += len(moved)
-            if reader not in linear:
-                continue
-            shape = arrays[values[linear[reader].output]].shape
-            positions = draw(rng[reader], position_count(linear[reader], data, shape), feed_count)
-            grams[reader].add(sample_rows(linear[reader], data, shape, positions), None)
-            grams[reader].observe(sample_outputs(linear[reader], arrays[values[linear[reader].target]], positions))
-    means = {reader: squares[reader] / max(counts[reader], 1) for reader in readers}
-    return Statistics(grams, means, linear)
-
-
-def draw(rng: np.random.Generator, available: int, feed_count: int) -> Array:
-    """Return sorted random positions of one feed's output, its share of :data:`POSITIONS`."""
-    wanted = -(-POSITIONS // max(feed_count, 1))
-    if available <= wanted:
-        return np.arange(available)
-    return np.sort(rng.choice(available, wanted, replace=False))
-
-
 def curves(
-    groups: Groups, kind: Importance, statistics: Statistics | None, gammas: Mapping[ir.Node, Array], ridge: float
+    groups: Groups,
+    score: Score | None,
+    statistics: Statistics | None,
+    gammas: Mapping[ir.Node, Array],
+    ridge: float,
+    *,
+    gone: Array | None = None,
+    weights: Weights | None = None,
+    seed: int = 0,
 ) -> list[Curve]:
-    """Return the error curve of each free group."""
-    if kind == "obs":
-        assert statistics is not None
-        inverses = {
-            reader: Surgeon.of(gram, statistics.linear[reader], ridge)
-            for reader, gram in statistics.grams.items()
-            if gram.is_finite
-        }
-        return [brain_surgeon(group, inverses, statistics) for group in groups.free]
-    return [_ranked(groups, group, kind, statistics, gammas) for group in groups.free]
+    """Return the error curve of each free group.
+
+    Args:
+        groups: of the model.
+        score: ranks units one by one; None for the optimal brain surgeon, which sees what the others can take over.
+        statistics: of the calibration samples, where the ranking needs them.
+        gammas: BatchNormalization scales that were folded, by contraction.
+        ridge: see :meth:`Gram.ridge`.
+        gone: bool [units], what is gone already: it comes first, at no cost.
+        weights: of the contractions, where they are not the model's own any more.
+        seed: of what is drawn.
+    """
+    gone = np.zeros(len(groups.component), bool) if gone is None else gone
+    if score is not None:
+        rng = np.random.default_rng(seed)
+        return [_ranked(groups, group, score, statistics, gammas, gone, rng) for group in groups.free]
+    assert statistics is not None
+
+    known: Statistics = statistics
+
+    def surgeon(reader: Reader) -> Surgeon | None:
+        """Invert when it is needed: the inverses of all contractions together take as much memory as the sums."""
+        gram = known.grams.get(reader)
+        if gram is None or not gram.is_finite:
+            return None
+        lost = gone[groups.units_of(reader.ends)]
+        return Surgeon.of(gram, known.linear[reader], ridge, lost, weights=weights or {})
+
+    return [brain_surgeon(group, surgeon, statistics, gone[group.units]) for group in groups.free]
 
 
 def _ranked(
-    groups: Groups, group: Group, kind: Importance, statistics: Statistics | None, gammas: Mapping[ir.Node, Array]
+    groups: Groups,
+    group: Group,
+    score: Score,
+    statistics: Statistics | None,
+    gammas: Mapping[ir.Node, Array],
+    gone: Array,
+    rng: np.random.Generator,
 ) -> Curve:
-    """Rank units by a score of their own; the error is the share of the squared scores that is gone."""
-    scores = np.zeros(len(group.units))
-    if kind == "activation" and statistics is not None:
-        for end in group.ends:
-            means = statistics.squares[end.reader][end.rows].sum(axis=1)
-            scores += means / max(means.sum(), 1e-30)
-    else:
-        for reader in group.begins:
-            owner = groups.units_of(reader.begins)
-            values = _begin_scores(reader, kind, gammas)
-            sums = np.array([values[owner == unit].sum() for unit in group.units.tolist()])
-            scores += sums / max(sums.sum(), 1e-30)
-    order = np.argsort(scores, kind="stable")
+    """Rank units by a score of their own; the error is the share of the scores that is gone."""
+    scores = np.nan_to_num(np.maximum(np.asarray(score(_units(groups, group, statistics, gammas, rng)), float), 0.0))
+    if scores.shape != group.units.shape:
+        raise UserError(f"the importance gives {scores.shape} scores for {len(group.units)} units of {group.name!r}")
+    scores[gone[group.units]] = 0.0
+    order = np.lexsort((scores, ~gone[group.units]))
     error = np.concatenate([[0.0], np.cumsum(scores[order])]) / max(scores.sum(), 1e-30)
     return Curve(order, error * len(group.ends))
 
 
-def _begin_scores(reader: Reader, kind: Importance, gammas: Mapping[ir.Node, Array]) -> Array:
-    """Return a squared score for each output channel."""
-    gamma = gammas.get(reader.node)
-    if kind == "bn-gamma" and gamma is not None and gamma.shape == reader.begins.shape:
-        return np.asarray(gamma.astype(np.float64) ** 2)
-    axes, tensor = weight_axes(reader.node), reader.weight.const_value
-    assert axes is not None
+def _units(
+    groups: Groups,
+    group: Group,
+    statistics: Statistics | None,
+    gammas: Mapping[ir.Node, Array],
+    rng: np.random.Generator,
+) -> Units:
+    """Return what a score sees of a group."""
+    makes, scales = [], []
+    for reader in group.begins:
+        owner = groups.units_of(reader.begins)
+        places = np.array([np.flatnonzero(owner == unit) for unit in group.units.tolist()])
+        makes.append(_rows(reader, makes=True)[places].reshape(len(places), -1))
+        gamma = gammas.get(reader.node)
+        if gamma is not None and gamma.shape == reader.begins.shape:
+            scales.append(gamma[places].astype(np.float64))
+    reads = [_rows(end.reader, makes=False)[end.rows] for end in group.ends]
+    squares = [statistics.squares[end.reader][end.rows] for end in group.ends] if statistics is not None else []
+    return Units(tuple(makes), tuple(reads), tuple(squares), tuple(scales), rng)
+
+
+def _rows(reader: Reader, *, makes: bool) -> Array:
+    """Return a weight as float64 [channels, rest], by its output channels or by its input channels."""
+    axes, tensor = reader.axes, reader.weight.const_value
     assert tensor is not None
-    rows = np.moveaxis(tensor.numpy().astype(np.float64), axes.output, 0).reshape(len(reader.begins), -1)
-    return np.asarray(np.abs(rows).sum(axis=1) ** 2 if kind == "l1" else np.einsum("ij,ij->i", rows, rows))
+    axis, count = (axes.output, len(reader.begins)) if makes else (axes.input, len(reader.ends))
+    return np.moveaxis(tensor.numpy().astype(np.float64), axis, 0).reshape(count, -1)
 
 
 class Surgeon:
@@ -159,18 +133,33 @@ class Surgeon:
         self._gone = np.zeros(0, np.int64)
 
     @classmethod
-    def of(cls, gram: Gram, linear: Linear, ridge: float) -> Surgeon:
-        """Invert; the weights are the model's own, which are optimal on its own data."""
-        tensor = linear.reader.weight.const_value
+    def of(cls, gram: Gram, linear: Linear, ridge: float, gone: Array, *, weights: Weights) -> Surgeon:
+        """Invert; the weights are the model's own, which are optimal on its own data.
+
+        Args:
+            gram: of the inputs.
+            linear: the contraction.
+            ridge: see :meth:`Gram.ridge`.
+            gone: bool [Ci], inputs that are not there any more.
+            weights: stand for the model's own.
+        """
+        tensor, axes = linear.reader.weight.const_value, linear.reader.axes
         assert tensor is not None
-        weights = weight_matrix(linear, tensor.numpy())
+        w = weight_matrix(linear, weights.get((linear.reader.node, axes.index), tensor.numpy()))
         if gram.with_bias:
-            weights = np.concatenate([weights, bias_vector(linear)[None]])
-        return cls(inverse(gram.a / max(gram.count, 1), gram.ridge(ridge)), weights)
+            bias = weights.get(linear.bias) if linear.bias is not None else None
+            w = np.concatenate([w, (bias_vector(linear) if bias is None else bias.astype(np.float64))[None]])
+        alive = np.flatnonzero(np.concatenate([~np.repeat(gone, linear.kernel), np.ones(int(gram.with_bias), bool)]))
+        shifted = gram.a[np.ix_(alive, alive)] / max(gram.count, 1)
+        surgeon = cls(inverse(shifted, gram.ridge(ridge)[alive]), w[alive])
+        surgeon.index = alive
+        return surgeon
 
     def copy(self) -> Surgeon:
         """Return a copy to cut."""
-        return Surgeon(self.h.copy(), self.w.copy())
+        twin = Surgeon(self.h.copy(), self.w.copy())
+        twin.index = self.index
+        return twin
 
     def costs(self, rows: Array) -> Array:
         """Return for each unit (rows int [U, r]) the squared error of losing it: ``tr(W_g' (H_gg)^-1 W_g)``."""
@@ -209,24 +198,28 @@ def unit_rows(end: End, linear: Linear) -> Array:
     return np.asarray(rows.reshape(len(end.rows), -1))
 
 
-def brain_surgeon(group: Group, surgeons: Mapping[Reader, Surgeon], statistics: Statistics) -> Curve:
+def brain_surgeon(
+    group: Group, surgeon_of: Callable[[Reader], Surgeon | None], statistics: Statistics, without: Array
+) -> Curve:
     """Remove the units one by one, each time the one whose loss costs least with the others refitted.
 
     The costs of all contractions that read the group are summed, each as a share of its target's variance. One that
-    has no least-squares view counts the energy that the unit brings in. Source: block form of optimal brain surgeon
-    (Hassibi and Stork 1993; Frantar and Alistarh 2022, arXiv:2208.11580, section 4).
+    has no least-squares view counts the energy that the unit brings in. Units in ``without`` (bool [U]) are gone
+    already. Source: block form of optimal brain surgeon (Hassibi and Stork 1993; Frantar and Alistarh 2022,
+    arXiv:2208.11580, section 4).
     """
     parts, fixed = [], np.zeros(len(group.units))
     for end in group.ends:
-        if end.reader in surgeons:
+        surgeon = surgeon_of(end.reader)
+        if surgeon is not None:
             linear = statistics.linear[end.reader]
             gram = statistics.grams[end.reader]
             scale = gram.optimism() / max(gram.target_variance(), 1e-30)
-            parts.append((surgeons[end.reader].copy(), unit_rows(end, linear), scale))
+            parts.append((surgeon, unit_rows(end, linear), scale))
         else:
             fixed += _energy(end, statistics)
-    alive, gone = np.arange(len(group.units)), []
-    error = [0.0]
+    alive, gone = np.flatnonzero(~without), np.flatnonzero(without).tolist()
+    error = [0.0] * (1 + len(gone))
     while len(alive):
         costs = fixed[alive].copy()
         for surgeon, rows, scale in parts:
@@ -243,8 +236,7 @@ def brain_surgeon(group: Group, surgeons: Mapping[Reader, Surgeon], statistics: 
 
 def _energy(end: End, statistics: Statistics) -> Array:
     """Return ``E[x^2] |w|^2`` of each unit as a share of its sum."""
-    axes, tensor = weight_axes(end.reader.node), end.reader.weight.const_value
-    assert axes is not None
+    axes, tensor = end.reader.axes, end.reader.weight.const_value
     assert tensor is not None
     rows = np.moveaxis(tensor.numpy().astype(np.float64), axes.input, 0).reshape(len(end.reader.ends), -1)
     energy = statistics.squares[end.reader] * np.einsum("ij,ij->i", rows, rows)

@@ -14,6 +14,7 @@ from onnxedge.api import Array, constant, weight_axes
 from onnxedge_passes.prune.groups import Groups
 from onnxedge_passes.prune.labels import Reader
 
+_CHUNK = 1024  #: positions of one product in float32
 MAX_ROWS = 4609  #: a 3x3 convolution of 512 channels; the inverse of the Gram matrix takes seconds and 170 MB there
 
 
@@ -190,15 +191,16 @@ class Gram:
 
     Attributes:
         a: float64 [R, R], the last row and column for the constant 1 where there is a bias.
-        b: float64 [R, Co].
+        b: float64 [R, Co], where there are targets with all rows or with none.
         count: positions summed.
     """
 
     def __init__(self, linear: Linear) -> None:
         self.with_bias = linear.bias is not None
         size = linear.rows + self.with_bias
-        self.a = np.zeros((size, size))
-        self.b = np.zeros((size, len(linear.reader.begins)))
+        self._a = np.zeros((size, size))
+        self._b = np.zeros((size, len(linear.reader.begins)))
+        self._waiting: list[tuple[Array, Array | None]] = []
         self.count = 0
         self.target_sum = np.zeros(len(linear.reader.begins))
         self.target_squares = np.zeros(len(linear.reader.begins))
@@ -210,15 +212,38 @@ class Gram:
 
     def add(self, rows: Array, targets: Array | None) -> None:
         """Add positions: regressors float32 [P, rows], targets float32 [P, Co]; products of chunks in float32."""
-        for start in range(0, len(rows), 2048):
-            x = rows[start : start + 2048]
-            if self.with_bias:
-                x = np.concatenate([x, np.ones((len(x), 1), np.float32)], axis=1)
-            self.a += x.T @ x
-            if targets is not None:
-                t = targets[start : start + 2048]
-                self.b += x.T @ t
+        self._waiting.append((rows, targets))
         self.count += len(rows)
+        if sum(len(x) for x, _ in self._waiting) >= _CHUNK:
+            self._sum()
+
+    @property
+    def a(self) -> Array:
+        """Return the products of regressors."""
+        self._sum()
+        return self._a
+
+    @property
+    def b(self) -> Array:
+        """Return the products of regressors with targets."""
+        self._sum()
+        return self._b
+
+    def _sum(self) -> None:
+        """Add what waits: a product of few rows costs as much as one of many, since all of ``a`` is touched."""
+        if not self._waiting:
+            return
+        rows = np.concatenate([x for x, _ in self._waiting])
+        targets = [t for _, t in self._waiting if t is not None]
+        self._waiting = []
+        if self.with_bias:
+            rows = np.concatenate([rows, np.ones((len(rows), 1), np.float32)], axis=1)
+        both = np.concatenate(targets) if targets else None
+        for start in range(0, len(rows), _CHUNK):
+            x = rows[start : start + _CHUNK]
+            self._a += x.T @ x
+            if both is not None:
+                self._b += x.T @ both[start : start + _CHUNK]
 
     def observe(self, targets: Array) -> None:
         """Add targets to the sums that their variance is taken from."""

@@ -58,6 +58,13 @@ class Stream:
         self._forget(set(names))
         return result
 
+    def piece(self, values: Iterable[ir.Value]) -> tuple[onnx.ModelProto, list[str]]:
+        """Return what computes values that were not fetched yet, without running it, and the held values it reads."""
+        names = [value.name or "" for value in values]
+        numbers = self._missing(names)
+        inputs = sorted({name for n in numbers for name in self._reads[n] if name in self.held})
+        return self._segment(numbers, inputs, names), inputs
+
     def release(self) -> None:
         """Drop what only the last fetch asked for."""
         self._forget(set())

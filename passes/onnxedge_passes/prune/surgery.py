@@ -13,16 +13,19 @@ from onnxedge.api import (
     constant,
     drop_if_unused,
     graph_of,
+    insert_before,
+    is_standard,
     new_initializer,
     remove_node,
     set_constant,
-    weight_axes,
 )
+from onnxedge_passes.prune.adapt import constant_parts
 from onnxedge_passes.prune.compensation import Constants
 from onnxedge_passes.prune.cut import Adaptation, Cut
 from onnxedge_passes.prune.groups import Group, Groups
 from onnxedge_passes.prune.labels import FIXED
 from onnxedge_passes.prune.linear import linear_problem
+from onnxedge_passes.prune.stored import slice_scales
 
 
 def apply(cut: Cut, constants: Constants) -> int:
@@ -62,8 +65,9 @@ def apply(cut: Cut, constants: Constants) -> int:
         if content is not None:
             made[content] = new
     for adaptation in cut.adaptations:
-        _adapt(adaptation)
-    _adapt_groups(cut)
+        _adapt(cut, adaptation)
+    _adapt_counts(cut)
+    slice_scales(cut)
     _reshape_values(cut)
     return len(keeps) + len(cut.adaptations)
 
@@ -76,12 +80,9 @@ def _keeps(cut: Cut) -> dict[tuple[ir.Node, int], list[tuple[int, Array]]]:
     """Return what stays of each constant input, by axis."""
     keeps: dict[tuple[ir.Node, int], list[tuple[int, Array]]] = {}
     for reader in cut.labels.readers:
-        weight = weight_axes(reader.node)
-        if weight is None:
-            continue
-        for side, labels in ((weight.output, reader.begins), (weight.input, reader.ends)):
+        for side, labels in ((reader.axes.output, reader.begins), (reader.axes.input, reader.ends)):
             if cut.gone(labels).any():
-                keeps.setdefault((reader.node, weight.index), []).append((side, cut.kept(labels, 0)))
+                keeps.setdefault((reader.node, reader.axes.index), []).append((side, cut.kept(labels, 0)))
     for operand in cut.labels.operands:
         axis = cut.axis_of(operand.labels)
         value = operand.node.inputs[operand.index]
@@ -94,10 +95,20 @@ def _keeps(cut: Cut) -> dict[tuple[ir.Node, int], list[tuple[int, Array]]]:
     return keeps
 
 
-def _adapt(adaptation: Adaptation) -> None:
+def _adapt(cut: Cut, adaptation: Adaptation) -> None:
     node = adaptation.node
     for index, array in adaptation.operands.items():
-        set_constant(node, index, array)
+        held = node.inputs[index] if index < len(node.inputs) else None
+        maker = held.producer() if held is not None and constant(held) is None else None
+        if held is None or maker is None:
+            set_constant(node, index, array)
+            continue
+        twin = insert_before(node, "Concat", maker.inputs, attributes={"axis": 0}, like=[held])
+        for part, old, at in constant_parts(cut, held):
+            if not np.array_equal(old, array[at : at + old.size]):
+                set_constant(twin, part, array[at : at + old.size])
+        node.replace_input_with(index, twin.outputs[0])
+        remove_dead(maker)
     for name, value in adaptation.attributes.items():
         if value is None:
             node.attributes.pop(name, None)
@@ -105,14 +116,11 @@ def _adapt(adaptation: Adaptation) -> None:
             node.attributes[name] = ir.Attr(name, ir.AttributeType.INTS, tuple(int(v) for v in value))
 
 
-def _adapt_groups(cut: Cut) -> None:
-    """Give convolutions that lost whole groups their new number of groups."""
-    for reader in cut.labels.readers:
-        groups = reader.node.attributes.get_int("group", 1)
-        if groups == 1 or reader.columns or not cut.gone(reader.begins).any():
-            continue
-        share = len(cut.kept(reader.begins, 0)) / len(reader.begins)
-        reader.node.attributes["group"] = ir.Attr("group", ir.AttributeType.INT, round(groups * share))
+def _adapt_counts(cut: Cut) -> None:
+    """Give nodes that lost whole groups or heads their new number of them."""
+    for node, name, labels in ((n, name, held) for n, name, held in cut.labels.counts if name in n.attributes):
+        kept = node.attributes.get_int(name, 1) * (1 - cut.gone(labels).mean())
+        node.attributes[name] = ir.Attr(name, ir.AttributeType.INT, round(kept))
 
 
 def _reshape_values(cut: Cut) -> None:
@@ -174,13 +182,17 @@ def _left_of(groups: Groups, group: Group) -> list[Remnant] | None:
 
 
 def leave_bias(remnant: Remnant, rank: int) -> None:
-    """Let a residual sum add the bias alone, or pass its other input on where there is none; remove what fed it."""
+    """Let a residual sum add the bias alone, or pass its other input on where that is none or 0; remove what fed it."""
     value = remnant.add.inputs[remnant.index]
     bias = None
     if remnant.bias is not None and remnant.bias[1] < len(remnant.bias[0].inputs):
         bias = constant(remnant.bias[0].inputs[remnant.bias[1]])
-    if bias is None and bypass(remnant.add, 1 - remnant.index):
+    before, readers = remnant.add.inputs[1 - remnant.index], list(remnant.add.outputs[0].uses())
+    if (bias is None or not bias.any()) and bypass(remnant.add, 1 - remnant.index):
         remove_dead(value.producer() if value is not None else None)
+        maker = before.producer() if before is not None else None
+        for node in [use.node for use in readers if maker is not None and _is_relu(maker) and _is_relu(use.node)]:
+            bypass(node)  # a Relu of a Relu
         return
     tensor = value.dtype.numpy() if value is not None and value.dtype is not None else np.float32
     array = np.zeros(1, tensor) if bias is None else bias
@@ -189,6 +201,10 @@ def leave_bias(remnant: Remnant, rank: int) -> None:
     remnant.add.replace_input_with(remnant.index, new_initializer(graph_of(remnant.add), wide, name))
     if value is not None:
         remove_dead(value.producer())
+
+
+def _is_relu(node: ir.Node) -> bool:
+    return node.op_type == "Relu" and is_standard(node)
 
 
 def remove_dead(node: ir.Node | None) -> None:

