@@ -163,7 +163,7 @@ class Fuse(Pass):
             figures[CommonSubexpressions.name] += CommonSubexpressions().run(model, context).rewrites
         if figures[FuseAttention.name]:
             figures[FoldConstants.name] += _share_sizes(model, context)
-        if flat.rewrites or figures[FoldConstants.name]:  # shapes that are constants now let views merge
+        if figures[FoldConstants.name]:  # shapes that are constants now let views merge
             figures.update(apply_rules(model, (MergeViews(), CancelViews(), EliminateIdentity()), context).figures)
         summary = ", ".join(f"{name} {count}" for name, count in figures.items() if count)
         return Result(rewrites=figures.total(), summary=summary, figures=dict(figures))
