@@ -203,7 +203,6 @@ def _facts(found: Sensitivity) -> Iterator[tuple[str, str]]:
 
 def to_png(found: Sensitivity) -> bytes:
     """Return a picture: the curves on the left, the most sensitive parts as coloured cells on the right."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = _panels(found)
@@ -226,7 +225,7 @@ def to_png(found: Sensitivity) -> bytes:
         _draw_cells(figure.add_subplot(grid[:, 1]), found, single)
     figure.suptitle(f"{Path(found.model).name}, {base_text(found)}", fontsize=10)
     out = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(out)
+    figure.savefig(out, format="png")
     return out.getvalue()
 
 
