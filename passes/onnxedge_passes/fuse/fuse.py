@@ -157,7 +157,8 @@ class Fuse(Pass):
             figures[CommonSubexpressions.name] += shared  # two fusions make the same constants
             if not pushed and not result.rewrites and not shared:
                 break
-        flat = apply_rules(model, (FlattenProjections(),), context)  # last: others look for the MatMul and the Add
+        # Last, as others look for the MatMul and the Add; a view of rows that are flat already is no more than a name.
+        flat = apply_rules(model, (FlattenProjections(), EliminateIdentity()), context)
         figures.update(flat.figures)
         if flat.rewrites:
             figures[CommonSubexpressions.name] += CommonSubexpressions().run(model, context).rewrites

@@ -61,12 +61,13 @@ def test_two_products_share_a_reshape(check, dims: str, shape: str, after: str) 
 @pytest.mark.parametrize("shape", ["-1, 3, 2, 2", "0, 3, 2, 2", "-1, 4"])
 def test_outputs_at_several_sizes(rewritten: Rewritten, shape: str, size: int) -> None:
     """An empty batch, too."""
-    before, after = (rewritten(p, graph("N, 3, 2", shape))[0] for p in (Fuse(), FlattenProjections()))
+    fused, flat = (rewritten(p, graph("N, 3, 2", shape))[0] for p in (Fuse(), FlattenProjections()))
     original = ir.from_proto(parse(graph("N, 3, 2", shape)))
     feed = {"x": np.random.default_rng(size).standard_normal((size, 3, 2)).astype(np.float32)}
     wanted = Session(original, level="disable").run(feed)
-    for model in (before, after):
-        assert Counter(node.op_type for node in model.graph) == {"Reshape": 3, "Gemm": 2}
+    for model in (fused, flat):
+        idle = model is fused and shape == "-1, 4"  # views of rows that are rows already: fuse drops them
+        assert Counter(node.op_type for node in model.graph) == {"Reshape": 1 if idle else 3, "Gemm": 2}
         found = Session(model, level="disable").run(feed)
         for name, array in wanted.items():
             assert found[name].shape == array.shape
