@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -260,3 +261,10 @@ def test_optimize_end_to_end(fixtures: Path, tmp_path: Path) -> None:
     assert f"written: {output}" in result.stdout
     assert json.loads(report.read_text())["output"] == str(output)
     assert {path.name for path in tmp_path.iterdir()} == {"out.onnx", "report.json"}
+
+
+def test_a_caller_that_goes_on_keeps_its_garbage_collection() -> None:
+    """What is frozen for the end of a process would pile up in one that calls the command line again and again."""
+    before = gc.get_freeze_count()
+    assert run("passes", "show", "fold").exit_code == 0
+    assert gc.get_freeze_count() == before

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that ``onnxedge --help`` ans
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import logging
@@ -75,7 +76,7 @@ class Commands(click.Group):
         except Exception as err:  # the one place where whatever went wrong becomes one line for the user
             code = _report_error(err, verbose)
         if standalone_mode:
-            gc.freeze()  # a large graph takes seconds to take apart, and the process ends here
+            atexit.register(gc.freeze)  # a large graph takes seconds to take apart where the process ends
             sys.exit(code if isinstance(code, int) else 0)
         return code
 

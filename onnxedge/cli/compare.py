@@ -13,6 +13,7 @@ from onnxedge.cli.options import (
     given,
     input_shape_option,
     json_option,
+    metric_option,
     model_argument,
     preprocess_option,
     read_input_shapes,
@@ -36,7 +37,7 @@ MAX_OPERATORS = 30  #: operators whose count changed that are listed
 @model_argument("second")
 @click.option("--data", "--eval", "data", metavar="DATA", help="Samples to compare on; synthetic ones otherwise.")
 @preprocess_option
-@click.option("--metric", metavar="NAME", help="What is measured where the samples have labels.  [default: top1]")
+@metric_option
 @seed_option
 @threads_option
 @input_shape_option

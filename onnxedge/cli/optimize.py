@@ -8,10 +8,14 @@ from typing import Any
 import click
 
 from onnxedge.cli.options import (
+    calib_option,
     complete_pass,
     complete_pipeline,
+    eval_option,
+    file_path,
     given,
     input_shape_option,
+    metric_option,
     model_argument,
     preprocess_option,
     read_input_shapes,
@@ -25,8 +29,6 @@ from onnxedge.cli.options import (
 
 DEFAULT_PASSES = "fold,fuse"  #: exact up to float rounding: needs no data, loses no accuracy
 
-_path = click.Path(path_type=Path)
-
 
 @click.command(short_help="Run a pipeline of passes over a model and measure the result.")
 @model_argument()
@@ -37,25 +39,21 @@ _path = click.Path(path_type=Path)
     help="Pipeline, such as 'prune(macs=0.5),fuse,int8'; onnxedge passes lists what there is.  "
     f"[default: {DEFAULT_PASSES}, which keep the accuracy]",
 )
-@click.option("--recipe", type=_path, metavar="FILE", help="TOML or YAML with all of this; the command line wins.")
+@click.option("--recipe", type=file_path, metavar="FILE", help="TOML or YAML with all of this; the command line wins.")
 @target_option
-@click.option(
-    "--calib", type=click.Path(), metavar="DATA", help="Samples to fit on: npz, npy, a folder, or module:function."
-)
-@click.option(
-    "--eval", type=click.Path(), metavar="DATA", help="Labelled samples to measure on; nothing is fitted to them."
-)
+@calib_option
+@eval_option
 @preprocess_option
 @click.option(
     "-o",
     "--output",
-    type=_path,
+    type=file_path,
     metavar="FILE",
     help="Where to write.  [default: MODEL.optimized.onnx beside the input]",
 )
 @click.option(
     "--report",
-    type=_path,
+    type=file_path,
     metavar="FILE",
     help="Write all that was done as JSON, or as a page when FILE ends in .html.",
 )
@@ -77,11 +75,11 @@ _path = click.Path(path_type=Path)
 @click.option(
     "--strict", is_flag=True, default=None, help="A pass that breaks its promise ends the run; else it is rolled back."
 )
-@click.option("--dump-dir", type=_path, metavar="DIR", help="Keep the model behind each pass.")
+@click.option("--dump-dir", type=file_path, metavar="DIR", help="Keep the model behind each pass.")
 @seed_option
 @threads_option
 @input_shape_option
-@click.option("--metric", metavar="NAME", help="What --eval measures.  [default: top1]")
+@metric_option
 @click.option("--max-drop", metavar="SHARE", help="Accuracy that may be lost, such as 2%.  [default: 2%]")
 @click.option(
     "--explain",

@@ -14,10 +14,12 @@ from onnxedge.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+file_path = click.Path(path_type=Path)
+
 
 def model_argument(name: str = "model") -> Callable[[F], F]:
     """Declare a model file as an argument; that it exists and is a model is checked when it is loaded."""
-    return click.argument(name, type=click.Path(path_type=Path))
+    return click.argument(name, type=file_path)
 
 
 target_option: Callable[[F], F] = click.option(
@@ -41,6 +43,18 @@ seed_option: Callable[[F], F] = click.option(
 )
 verbose_option: Callable[[F], F] = click.option(
     "-v", "--verbose", is_flag=True, help="Tell every step and every note; show tracebacks."
+)
+calib_option: Callable[[F], F] = click.option(
+    "--calib",
+    type=click.Path(),
+    metavar="DATA",
+    help="Samples to fit on: npz, npy, a folder, or module:function.",
+)
+eval_option: Callable[[F], F] = click.option(
+    "--eval", type=click.Path(), metavar="DATA", help="Labelled samples to measure on; nothing is fitted to them."
+)
+metric_option: Callable[[F], F] = click.option(
+    "--metric", metavar="NAME", help="What is measured where the samples have labels.  [default: top1]"
 )
 json_option: Callable[[F], F] = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 preprocess_option: Callable[[F], F] = click.option(

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxedge.cli.options import (
+    calib_option,
     complete_pipeline,
+    eval_option,
+    file_path,
     given,
     input_shape_option,
     json_option,
+    metric_option,
     model_argument,
     preprocess_option,
     read_input_shapes,
@@ -34,8 +38,6 @@ if TYPE_CHECKING:
 
 MAX_PARTS = 40  #: lines of the table, the most sensitive parts first
 
-_path = click.Path(path_type=Path)
-
 
 @click.command(short_help="Measure what each part of a model is worth: accuracy and latency against the share kept.")
 @model_argument()
@@ -45,10 +47,8 @@ _path = click.Path(path_type=Path)
     shell_complete=complete_pipeline,
     help="What is tried part by part: prune or int8, behind other passes, such as 'fuse,int8'.  [default: prune]",
 )
-@click.option("--calib", type=click.Path(), metavar="DATA", help="Samples to choose and refit on; synthetic otherwise.")
-@click.option(
-    "--eval", type=click.Path(), metavar="DATA", help="Labelled samples to measure on; nothing is fitted to them."
-)
+@calib_option
+@eval_option
 @preprocess_option
 @target_option
 @click.option("--ratios", metavar="LIST", help="Shares of a part that are kept.  [default: 0.75,0.5,0.25]")
@@ -56,7 +56,7 @@ _path = click.Path(path_type=Path)
     "--only", metavar="PATTERN", multiple=True, help="Only parts of that name, or with that in it: * and ? stand."
 )
 @click.option("--samples", type=click.IntRange(1), help="Samples that are compared on, at most.  [default: all]")
-@click.option("--metric", metavar="NAME", help="What is measured where the samples have labels.  [default: top1]")
+@metric_option
 @seed_option
 @threads_option
 @input_shape_option
@@ -65,16 +65,16 @@ _path = click.Path(path_type=Path)
 @click.option(
     "--plot",
     "plots",
-    type=_path,
+    type=file_path,
     metavar="FILE",
     multiple=True,
     help="Draw it; FILE ends in .html or .png.",
 )
-@click.option("--csv", "csv_file", type=_path, metavar="FILE", help="Write a line for each point.")
+@click.option("--csv", "csv_file", type=file_path, metavar="FILE", help="Write a line for each point.")
 @json_option
 @click.option(
     "--resume",
-    type=_path,
+    type=file_path,
     metavar="FILE",
     help="Keep what is measured here, and go on from it.  [default: in the user's cache until the run is done]",
 )

@@ -98,6 +98,13 @@ class Sizes:
         return rows[0] if node.op_type in ("Clip", "Dropout", "CastLike") else broadcast(rows, node.outputs[0])
 
 
+def same_size(left: int | ir.SymbolicDim, right: int | ir.SymbolicDim) -> bool:
+    """Tell whether two dimensions are one number or bear one name."""
+    if isinstance(left, int) or isinstance(right, int):
+        return left == right
+    return left.value is not None and left.value == right.value
+
+
 def own_names(graph: ir.Graph) -> set[str | None]:
     """Return the names of dimensions that stand once among the inputs of a graph, and so for one size everywhere."""
     names = [d.value for value in graph.inputs for d in value.shape or () if isinstance(d, ir.SymbolicDim)]

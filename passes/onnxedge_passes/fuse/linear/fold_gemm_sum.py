@@ -8,6 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxedge.api import Accuracy, Context, insert_before, is_standard, replace_uses, sole_consumer
+from onnxedge_passes.cleanup.shapes.sizes import same_size
 from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, node_opset, retire
 
 
@@ -39,7 +40,7 @@ class FoldGemmSum(Rule):
                 continue
             if sole_consumer(product) is not node:
                 return Refused("sum not folded into the Gemm: the product has other readers or is exported")
-            if not broadcasts_to(other, product):
+            if not _broadcasts_to(other, product):
                 return Refused("sum not folded into the Gemm: shapes are not known to fit")
             attributes = {
                 name: gemm.attributes[name].value for name in ("alpha", "transA", "transB") if name in gemm.attributes
@@ -52,15 +53,9 @@ class FoldGemmSum(Rule):
         return None
 
 
-def broadcasts_to(operand: ir.Value, data: ir.Value) -> bool:
+def _broadcasts_to(operand: ir.Value, data: ir.Value) -> bool:
     """Tell whether an operand is known to broadcast to the shape of the data."""
     if operand.shape is None or data.shape is None or len(operand.shape) > len(data.shape):
         return False
     tail = list(data.shape)[len(data.shape) - len(operand.shape) :]
-    return all(mine == 1 or _same(mine, have) for mine, have in zip(operand.shape, tail, strict=True))
-
-
-def _same(mine: int | ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
-    if isinstance(mine, int) or isinstance(other, int):
-        return mine == other
-    return mine.value is not None and mine.value == other.value
+    return all(mine == 1 or same_size(mine, have) for mine, have in zip(operand.shape, tail, strict=True))

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxedge.api import Accuracy, Context, constant, is_standard, sole_consumer
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, replace_node
+from onnxedge.api import Accuracy, Context, constant
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, node_before, replace_node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ class LiftMatmul(Rule):
 
     def rewrite(self, node: ir.Node, context: Context) -> Outcome:
         """Look for the product and the first Reshape."""
-        product = _before(node, "MatMul")
-        rows = _before(product, "Reshape") if product is not None else None
+        product = node_before(node, "MatMul", alone=True)
+        rows = node_before(product, "Reshape", alone=True) if product is not None else None
         if product is None or rows is None:
             return None
         data, weight, target = rows.inputs[0], product.inputs[1], constant(input_at(node, 1))
@@ -52,12 +52,3 @@ class LiftMatmul(Rule):
         if wanted[-1] == -1 and not (isinstance(weight.shape[1], int) and math.prod(wanted[:-1]) > 0):
             return None
         return replace_node(node, "MatMul", [data, weight])
-
-
-def _before(node: ir.Node, op_type: str) -> ir.Node | None:
-    """Return the node of a kind that computes the first input of another for it alone."""
-    value = node.inputs[0]
-    maker = value.producer() if value is not None else None
-    if value is None or maker is None or maker.op_type != op_type or not is_standard(maker):
-        return None
-    return maker if maker.graph is node.graph and sole_consumer(value) is node else None

@@ -15,15 +15,22 @@ from onnxedge.api import (
     constant,
     constant_tensor,
     graph_of,
-    insert_after,
-    insert_before,
     is_standard,
     new_initializer,
     replace_uses,
     sole_consumer,
     use_count,
 )
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, is_exported_twice, node_opset, retire
+from onnxedge_passes.cleanup.worklist import (
+    Outcome,
+    Refused,
+    Rule,
+    input_at,
+    insert_behind,
+    is_exported_twice,
+    node_opset,
+    retire,
+)
 
 _MANY_READERS = 64  #: of a value with more of them the products are not searched for what keeps them apart
 
@@ -143,19 +150,9 @@ def _merge(source: ir.Value, projections: list[Projection]) -> ir.Value:
     graph, known = graph_of(first.node), source.shape
     widths = [p.weight.shape[1] for p in projections]
     label = f"{first.node.name or first.node.op_type.lower()}_merged"
-    producer = source.producer()
-    own = producer is not None and producer.graph is first.node.graph
-    last: ir.Node | None = producer if own else None
 
     def put(op_type: str, inputs: list[ir.Value], outputs: list[str]) -> ir.Node:
-        nonlocal last
-        options = {"name": label, "outputs": outputs}
-        node = (
-            insert_after(last, op_type, inputs, **options)
-            if last is not None
-            else insert_before(graph[0], op_type, inputs, **options)
-        )
-        last = node
+        node = insert_behind(inputs[0], graph, op_type, inputs, name=label, outputs=outputs)
         for value in node.outputs:
             value.type = first.end.outputs[0].type
         return node

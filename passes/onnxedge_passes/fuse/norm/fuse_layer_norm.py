@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from onnxedge.api import Accuracy, Context, graph_of, insert_after, insert_before, replace_uses
-from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, node_opset, retire
+from onnxedge.api import Accuracy, Context, graph_of, insert_before, replace_uses
+from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, insert_behind, node_opset, retire
 from onnxedge_passes.fuse.norm.fuse_skip_layer_norm import put_kernel
 from onnxedge_passes.fuse.norm.normalization import (
     Normalization,
@@ -123,7 +123,7 @@ def _normalized(found: Normalization, source: ir.Value) -> ir.Value:
 
 def _operator(found: Normalization, source: ir.Value, *, outputs: int = 1, early: bool = False) -> ir.Node:
     """Put the operator before the end of the spelling, or as early as its input allows."""
-    root, producer = found.expression.root, source.producer()
+    root = found.expression.root
     inputs = [source, parameter(root, found.gamma, source.dtype, "gamma")]
     if found.beta.any():
         inputs.append(parameter(root, found.beta, source.dtype, "beta"))
@@ -133,6 +133,6 @@ def _operator(found: Normalization, source: ir.Value, *, outputs: int = 1, early
         "outputs": outputs,
         "like": [source],
     }
-    if early and producer is not None and producer.graph is root.graph:
-        return insert_after(producer, "LayerNormalization", inputs, **options)
-    return insert_before(graph_of(root)[0] if early else root, "LayerNormalization", inputs, **options)
+    if early:
+        return insert_behind(source, graph_of(root), "LayerNormalization", inputs, **options)
+    return insert_before(root, "LayerNormalization", inputs, **options)

@@ -19,6 +19,7 @@ from onnxedge.api import (
     replace_uses,
     sole_consumer,
 )
+from onnxedge_passes.cleanup.shapes.sizes import same_size
 from onnxedge_passes.cleanup.worklist import Outcome, Refused, Rule, input_at, output_used, retire
 from onnxedge_passes.fuse.norm.normalization import Normalization, finish, parameter, source_of
 
@@ -154,19 +155,13 @@ def misfit(added: ir.Node, parameters: Sequence[ir.Value]) -> str:
         return "it takes float32 and float16"
     if left.shape is None or right.shape is None or len(left.shape) != 3:
         return "it takes values of rank 3"
-    if not all(_same(a, b) for a, b in zip(left.shape, right.shape, strict=False)) or len(right.shape) != 3:
+    if not all(same_size(a, b) for a, b in zip(left.shape, right.shape, strict=False)) or len(right.shape) != 3:
         return "the shapes of what is added are not known to be equal"
     if any(value.shape is None or [*value.shape] != [left.shape[2]] for value in parameters):
         return "gamma or beta is no vector as long as the last axis"
     if any(value.producer() is not None and not is_constant(value) for value in parameters):
         return "gamma or beta is computed at run time"
     return ""
-
-
-def _same(left: int | ir.SymbolicDim, right: int | ir.SymbolicDim) -> bool:
-    if isinstance(left, int) or isinstance(right, int):
-        return left == right
-    return left.value is not None and left.value == right.value
 
 
 def add_and_normalize(
