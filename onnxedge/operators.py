@@ -218,7 +218,7 @@ def batch_one_shape(value: ir.Value | None) -> tuple[int, ...] | None:
 
 
 def macs(node: ir.Node, shape_of: ShapeOf = batch_one_shape) -> int | None:
-    """Count a node's multiply-accumulates: contractions and recurrent operators only, 0 for all others.
+    """Count a node's multiply-accumulates: contractions, recurrent operators and attention only, 0 for all others.
 
     Args:
         node: any node; what subgraphs hold is not counted here, see :func:`model_macs`.
@@ -228,6 +228,8 @@ def macs(node: ir.Node, shape_of: ShapeOf = batch_one_shape) -> int | None:
         The count, or None where a shape that it needs is not known.
     """
     entry = operator(node)
+    if entry.kind == "attention" and node.op_type != "RotaryEmbedding":
+        return _attention_macs(node, shape_of)
     if entry.kind not in ("contraction", "recurrent"):
         return 0
     data, result = shape_of(node.inputs[0]), shape_of(node.outputs[0])
@@ -254,6 +256,26 @@ def _recurrent_macs(node: ir.Node, shape_of: ShapeOf) -> int | None:
     if data is None or weight is None or recurrence is None:
         return None
     return data[0] * data[1] * (math.prod(weight) + math.prod(recurrence))
+
+
+def _attention_macs(node: ir.Node, shape_of: ShapeOf) -> int | None:
+    """Count ``B * T * S * (query features + value features)``, and the projection of the packed operator."""
+    query, result = shape_of(node.inputs[0]), shape_of(node.outputs[0])
+    other = shape_of(node.inputs[1]) if len(node.inputs) > 1 else None  # the keys, or the packed operator's weight
+    present = shape_of(node.outputs[1]) if len(node.outputs) > 1 else None
+    has_projection = operator(node).weight is not None
+    if query is None or result is None or (has_projection and other is None):
+        return None
+    rows = max(result[0] * result[-2], 1)  # of [B, T, features] and of [B, heads, T, features]
+    values = math.prod(result) // rows
+    if has_projection or other is None:  # queries, keys and values of one tensor
+        queries, keys = values, result[-2]
+    else:
+        queries, keys = math.prod(query) // rows, other[2] if len(other) == 4 else other[1]
+    if present is not None:
+        keys = present[-2]
+    projection = rows * math.prod(other) if has_projection and other is not None else 0
+    return projection + rows * keys * (queries + values)
 
 
 def _einsum_macs(node: ir.Node, shape_of: ShapeOf) -> int | None:

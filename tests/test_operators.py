@@ -39,6 +39,23 @@ def test_every_entry_has_a_kind_and_no_operator_of_another_domain_is_guessed() -
         ("g (float[2,4,6,8] x, float[2,4,8,6] w) => (y) { y = MatMul(x, w) }", 2 * 4 * 6 * 6 * 8),
         ("g (float[1,4,6] x, float[6,3] w) => (y) { y = MatMul(x, w) }", 72),
         ('g (float[2,3] x, float[3,4] w) => (y) { y = Einsum<equation="ij,jk->ik">(x, w) }', 24),
+        (
+            "g (float[2,4,5,8] q, float[2,4,7,8] k, float[2,4,7,6] v) => (float[2,4,5,6] y) { y = Attention(q, k, v) }",
+            2 * 4 * 5 * 7 * 14,
+        ),
+        (
+            "g (float[2,5,32] q, float[2,7,16] k, float[2,7,16] v) => (float[2,5,32] y)"
+            " { y = com.microsoft.GroupQueryAttention<num_heads=4,kv_num_heads=2>(q, k, v) }",
+            2 * 5 * 7 * 64,
+        ),
+        (
+            "g (float[2,5,8] x, float[8,24] w) => (float[2,5,8] y) { y = com.microsoft.Attention<num_heads=2>(x, w) }",
+            2 * 5 * 8 * 24 + 2 * 5 * 5 * 16,
+        ),
+        (
+            "g (float[2,5,2,3,4] x) => (float[2,5,8] y) { y = com.microsoft.MultiHeadAttention<num_heads=2>(x) }",
+            2 * 5 * 5 * 16,
+        ),
         ("g (float[N,8] x) => (y) { y = Relu(x) }", 0),
     ],
 )
