@@ -24,7 +24,7 @@ from onnxedge.model.edit import (
     replace_uses,
     set_constant,
 )
-from onnxedge.model.files import cache_folder, scratch_directory
+from onnxedge.model.files import cache_folder, refuse_overwrite, scratch_directory, write_whole
 from onnxedge.model.graph import (
     Array,
     constant,
@@ -60,7 +60,8 @@ from onnxedge.operators import (
 from onnxedge.parts import ChannelGroup, ChannelGroups, Member, Part, Variations, member_positions
 from onnxedge.passes import Accuracy, Context, Note, Pass, Result
 from onnxedge.placement import Placement, Unit, clip_bounds, place, predict
-from onnxedge.registry import find_importance
+from onnxedge.probe import is_tame
+from onnxedge.registry import find_importance, find_pass
 from onnxedge.runtime import (
     CannotRun,
     Feed,
@@ -74,6 +75,11 @@ from onnxedge.runtime import (
     optimized_graph,
 )
 from onnxedge.target import KernelCost, Quantization, Target
+from onnxedge.training.compose import Composed, compose
+from onnxedge.training.engine import Trained, train
+from onnxedge.training.losses import Feature, HardLabels, Loss, Regression, SoftLabels, distillation
+from onnxedge.training.settings import Settings as TrainingSettings
+from onnxedge.verify import infer_shapes
 
 __all__ = [
     "OPERATORS",
@@ -84,15 +90,19 @@ __all__ = [
     "ChannelGroup",
     "ChannelGroups",
     "Comparison",
+    "Composed",
     "Context",
     "Data",
+    "Feature",
     "Feed",
     "GraphSurgeonPass",
+    "HardLabels",
     "InputSpec",
     "KernelCost",
     "KernelTime",
     "Kind",
     "Latency",
+    "Loss",
     "Member",
     "Note",
     "OnnxEdgeError",
@@ -104,10 +114,14 @@ __all__ = [
     "Placement",
     "Preprocess",
     "Quantization",
+    "Regression",
     "Result",
     "Score",
     "Session",
+    "SoftLabels",
     "Target",
+    "Trained",
+    "TrainingSettings",
     "Unit",
     "Units",
     "UserError",
@@ -120,21 +134,26 @@ __all__ = [
     "cache_folder",
     "capture",
     "clip_bounds",
+    "compose",
     "constant",
     "constant_tensor",
     "data_inputs",
     "did_you_mean",
+    "distillation",
     "drop_if_unused",
     "find_importance",
+    "find_pass",
     "first_line",
     "forked",
     "from_arrays",
     "graph_of",
     "graphs_of",
+    "infer_shapes",
     "insert_after",
     "insert_before",
     "is_constant",
     "is_standard",
+    "is_tame",
     "join_scope",
     "kernel_times",
     "latency_ratio",
@@ -154,6 +173,7 @@ __all__ = [
     "place",
     "predict",
     "refresh_scopes",
+    "refuse_overwrite",
     "release_captured",
     "remove_node",
     "replace_content",
@@ -168,10 +188,12 @@ __all__ = [
     "subgraphs",
     "synthesise",
     "to_proto",
+    "train",
     "unique_name",
     "unique_node_name",
     "unordered",
     "use_count",
     "weight_axes",
     "weight_bytes",
+    "write_whole",
 ]

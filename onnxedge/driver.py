@@ -15,9 +15,9 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from onnxedge.data import Preprocess, preprocessing_doubt
+from onnxedge.data import Preprocess, data_doubts
 from onnxedge.errors import UserError
-from onnxedge.manager import Manager, Stage, Verify, dump_name
+from onnxedge.manager import Manager, Verify, dump_name
 from onnxedge.measure import Judge, measure_size
 from onnxedge.metrics import load_metric
 from onnxedge.model import io
@@ -33,6 +33,7 @@ from onnxedge.registry import find_pass, find_target
 from onnxedge.report.records import Report
 from onnxedge.report.summary import describe, note_in, unmeasured, verdict, versions
 from onnxedge.samples import RUN_MEMORY_BYTES, Samples, open_samples
+from onnxedge.stage import Stage
 from onnxedge.target import Target
 from onnxedge.verify import infer_shapes
 
@@ -169,9 +170,8 @@ def optimize(
     for loss in losses:
         context.note(None, loss)
     if samples.calibration is not None and not samples.unrunnable:
-        doubt = preprocessing_doubt(first.model, samples.calibration)
-        if doubt is not None:
-            context.begin("calib")
+        context.begin("calib")
+        for doubt in data_doubts(first.model, samples.calibration):
             context.note(None, doubt)
     judge = None
     if measure and samples.comparison is not None and samples.session is not None:

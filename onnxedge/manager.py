@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -25,46 +25,11 @@ from onnxedge.passes import Context, Pass, Result
 from onnxedge.pipeline import format_pass, format_pipeline
 from onnxedge.report.records import Fidelity, Measure, PassRecord
 from onnxedge.runtime import CannotRun, Feed, Level, Session, flattened
-from onnxedge.verify import Broken, Difference, Inferred, Outputs, adopt, check_numbers, check_structure, infer_shapes
+from onnxedge.stage import Stage
+from onnxedge.verify import Broken, Difference, Outputs, check_numbers, check_structure, infer_shapes
 
 Verify = Literal["off", "structure", "numeric"]
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Stage:
-    """Hold the model behind a pass, or the one that came in (record None), as a protobuf while nobody asks for it.
-
-    Attributes:
-        skeleton: the model.
-        inferred: the shapes that were inferred since.
-        record: what the pass did.
-        note_count: how many notes there were by then.
-    """
-
-    skeleton: Skeleton
-    inferred: Inferred
-    record: PassRecord | None = None
-    note_count: int = 0
-    live: ir.Model | None = None
-
-    @property
-    def model(self) -> ir.Model:
-        """Return the model, with shapes inferred; not to be edited."""
-        if self.live is None:
-            self.live = self.skeleton.revive()
-            if self.inferred is not None:
-                adopt(self.live.graph, self.inferred)
-        return self.live
-
-    def take(self) -> ir.Model:
-        """Return the model to be edited; what the stage holds stays what it was."""
-        model, self.live = self.model, None
-        return model
-
-    def but(self, record: PassRecord | None, **changes: Any) -> Stage:
-        """Return a stage with the same model and another record."""
-        return replace(self, record=record, live=None, **changes)
 
 
 def dump_name(number: int, step: Pass) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxedge.manager import Manager, Stage
+from onnxedge.manager import Manager
 from onnxedge.measure import Judge
 from onnxedge.passes import Pass
 from onnxedge.report.records import Fidelity, Measure, Speed
+from onnxedge.stage import Stage
 
 
 def never_worse(

@@ -63,88 +63,70 @@ class Operator:
 UNKNOWN = Operator("unknown")
 
 
-def _table() -> dict[str, Operator]:
-    table: dict[str, Operator] = {}
-
-    def add(names: str, operator: Operator) -> None:
-        table.update(dict.fromkeys(names.split(), operator))
-
-    add(
+_ROWS = (
+    (
         "Abs Asin Asinh Atan Atanh Ceil Celu Elu Erf Floor Gelu HardSwish LeakyRelu Mish Neg Relu Round Selu Sign "
         "Sin Sinh Softsign Sqrt Swish Tan Tanh ThresholdedRelu Identity Cast CastLike Dropout "
         "com.microsoft::Gelu com.microsoft::FastGelu com.microsoft::QuickGelu",
         Operator("elementwise", commutes_with_movement=True, keeps_zero=True),
-    )
-    add(
+    ),
+    (
         "Acos Acosh Cos Cosh Exp HardSigmoid Log LogSigmoid Reciprocal Shrink Sigmoid Softplus Clip "
         "Not IsInf IsNaN BitwiseNot",
         Operator("elementwise", commutes_with_movement=True),
-    )
-    add(
+    ),
+    (
         "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean "
         "Min Mod Mul Or Pow PRelu Sub Sum Where Xor com.microsoft::BiasGelu",
         Operator("elementwise", data=None),
-    )
-    add(
+    ),
+    (
         "CenterCropPad DepthToSpace Expand Flatten Gather GatherElements GatherND Pad Reshape Slice SpaceToDepth Split "
-        "Squeeze Tile Transpose Unsqueeze",
+        "Squeeze Tile Transpose Trilu Unsqueeze",
         Operator("movement"),
-    )
-    add("Concat", Operator("movement", data=None))
-    add("Trilu", Operator("movement"))
-
-    add("Conv ConvTranspose", Operator("contraction", weight=1, bias=2))
-    add("Gemm", Operator("contraction", weight=1, bias=2))
-    add("MatMul", Operator("contraction", weight=1))
-    add("com.microsoft::FusedConv", Operator("contraction", weight=1, bias=2))
-    add("com.microsoft::FusedGemm", Operator("contraction", weight=1, bias=2))
-    add("com.microsoft::FusedMatMul", Operator("contraction", weight=1))
-    add("ConvInteger MatMulInteger", Operator("contraction", weight=1))
-    add("QLinearConv", Operator("contraction", weight=3, bias=8))
-    add("QLinearMatMul", Operator("contraction", weight=3))
-    add("Einsum", Operator("contraction", data=None))
-    add("LSTM GRU RNN", Operator("recurrent", weight=1, bias=3))
-    add(
+    ),
+    ("Concat", Operator("movement", data=None)),
+    (
+        "Conv ConvTranspose Gemm com.microsoft::FusedConv com.microsoft::FusedGemm",
+        Operator("contraction", weight=1, bias=2),
+    ),
+    ("MatMul ConvInteger MatMulInteger com.microsoft::FusedMatMul", Operator("contraction", weight=1)),
+    ("QLinearConv", Operator("contraction", weight=3, bias=8)),
+    ("QLinearMatMul", Operator("contraction", weight=3)),
+    ("Einsum", Operator("contraction", data=None)),
+    ("LSTM GRU RNN", Operator("recurrent", weight=1, bias=3)),
+    (
         "Attention RotaryEmbedding com.microsoft::MultiHeadAttention com.microsoft::GroupQueryAttention "
         "com.microsoft::RotaryEmbedding",
         Operator("attention", data=None),
-    )
-    add("com.microsoft::Attention", Operator("attention", weight=1, bias=2))
-
-    add(
-        "AveragePool MaxPool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool",
+    ),
+    ("com.microsoft::Attention", Operator("attention", weight=1, bias=2)),
+    (
+        "AveragePool MaxPool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool Resize Upsample",
         Operator("spatial"),
-    )
-    add("Resize Upsample", Operator("spatial"))
-
-    add("BatchNormalization", Operator("normalization", parameters=(1, 2, 3, 4)))
-    add("InstanceNormalization GroupNormalization", Operator("normalization", parameters=(1, 2)))
-    add("LayerNormalization", Operator("normalization", parameters=(1, 2)))
-    add("RMSNormalization SimplifiedLayerNormalization", Operator("normalization", parameters=(1,)))
-    add("LRN LpNormalization MeanVarianceNormalization", Operator("normalization"))
-
-    add(
+    ),
+    ("BatchNormalization", Operator("normalization", parameters=(1, 2, 3, 4))),
+    ("InstanceNormalization GroupNormalization LayerNormalization", Operator("normalization", parameters=(1, 2))),
+    ("RMSNormalization SimplifiedLayerNormalization", Operator("normalization", parameters=(1,))),
+    ("LRN LpNormalization MeanVarianceNormalization", Operator("normalization")),
+    (
         "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum "
         "ReduceSumSquare ArgMax ArgMin",
         Operator("reduction"),
-    )
-    add("Softmax LogSoftmax Hardmax CumSum CumProd", Operator("softmax"))
-
-    add("QuantizeLinear DequantizeLinear", Operator("quantization", parameters=(1, 2)))
-    add("DynamicQuantizeLinear", Operator("quantization"))
-
-    add("Shape Size", Operator("shape"))
-    add("Constant ConstantOfShape EyeLike Range", Operator("source", data=()))
-    add(
+    ),
+    ("Softmax LogSoftmax Hardmax CumSum CumProd", Operator("softmax")),
+    ("QuantizeLinear DequantizeLinear", Operator("quantization", parameters=(1, 2))),
+    ("DynamicQuantizeLinear", Operator("quantization")),
+    ("Shape Size", Operator("shape")),
+    ("Constant ConstantOfShape EyeLike Range", Operator("source", data=())),
+    (
         "RandomNormal RandomUniform RandomNormalLike RandomUniformLike Bernoulli Multinomial",
         Operator("source", data=(), random=True),
-    )
-    add("Compress NonMaxSuppression NonZero OneHot TopK Unique", Operator("selection", data=None))
-    add("If Loop Scan SequenceMap", Operator("control", data=None))
-    return table
-
-
-OPERATORS: Mapping[str, Operator] = MappingProxyType(_table())
+    ),
+    ("Compress NonMaxSuppression NonZero OneHot TopK Unique", Operator("selection", data=None)),
+    ("If Loop Scan SequenceMap", Operator("control", data=None)),
+)
+OPERATORS: Mapping[str, Operator] = MappingProxyType({name: entry for names, entry in _ROWS for name in names.split()})
 
 
 def operator(node: ir.Node) -> Operator:

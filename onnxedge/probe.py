@@ -92,11 +92,12 @@ def _hazards(shaped: ir.Model) -> Iterator[str]:
     """Yield the nodes that may crash the runtime, run for ever, or make values of any size."""
     for graph in shaped.graphs():
         for node in graph:
-            if not _is_tame(node) or any(not _is_bounded(value) for value in node.outputs):
+            if not is_tame(node) or any(not _is_bounded(value) for value in node.outputs):
                 yield node_label(node)
 
 
-def _is_tame(node: ir.Node) -> bool:
+def is_tame(node: ir.Node) -> bool:
+    """Tell whether a node is known neither to crash the runtime nor to run for ever, whatever it is given."""
     if node.op_type in ("Div", "Mod") and is_standard(node):
         return _divides_safely(node)
     if node.op_type == "Einsum" and len(node.inputs) > 2:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxedge import runtime
-from onnxedge.data import Data, Preprocess, open_data, synthesise
+from onnxedge.data import Data, Preprocess, open_data, size_trouble, synthesise
 from onnxedge.errors import UserError
 from onnxedge.measure import verification_feeds
 from onnxedge.model.check import MAX_RANK
@@ -118,6 +118,10 @@ def open_samples(
         for feed in feeds:  # as users run it: the runtime's optimizations believe declared inner shapes that are wrong
             session.run(feed)
     except CannotRun as err:
+        for data in (given, compared):
+            trouble = size_trouble(shaped, data) if data is not None else None
+            if trouble is not None:
+                raise UserError(trouble) from err
         return Samples(given, compared, unrunnable=str(err))
     return Samples(calibration, compared if compared is not None else held_out, feeds, "", reference, session)
 

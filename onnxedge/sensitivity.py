@@ -18,6 +18,7 @@ from onnxedge.errors import UserError
 from onnxedge.measure import Judge, measure_size
 from onnxedge.metrics import load_metric
 from onnxedge.model.copy import copied
+from onnxedge.model.files import refuse_overwrite
 from onnxedge.model.io import external_files
 from onnxedge.model.serialize import to_proto
 from onnxedge.model.skeleton import Skeleton
@@ -27,6 +28,7 @@ from onnxedge.pipeline import format_pass, format_pipeline, parse_pipeline
 from onnxedge.registry import find_pass, find_target
 from onnxedge.report.sensitivity import Baseline, Point, Sensitivity
 from onnxedge.report.summary import describe, unmeasured, versions
+from onnxedge.report.text import plural
 from onnxedge.resume import State
 from onnxedge.runtime import CannotRun, Session, latency_ratio
 from onnxedge.samples import open_samples
@@ -81,7 +83,9 @@ def sensitivity(
     start = time.perf_counter()
     progress, watch = progress or Silent(), watch or (lambda line: None)
     steps = parse_pipeline(passes, find_pass) if isinstance(passes, str) else tuple(passes)
-    _check(steps, ratios, samples, threads)
+    _check(steps, ratios, only, samples, threads)
+    if resume is not None:
+        refuse_overwrite(Path(resume), ())
     chip = find_target(target) if isinstance(target, str) else target
     preprocessing = Preprocess.parse(preprocess) if preprocess else None
     load_metric(metric)
@@ -110,6 +114,8 @@ def sensitivity(
     state = State.open(resume, _key(model, loaded, settings))
     first = judge.fidelity(loaded)
     size = measure_size(shaped, feed=judge.feed, shaped=shaped)
+    if state.resumed:
+        watch(f"{plural(state.resumed, 'point')} measured by an earlier run")
     bench = _Bench(judge, progress, watch, state)
     points: list[Point] = []
     working = copied(shaped)
@@ -151,10 +157,17 @@ def sensitivity(
     )
 
 
-def _check(steps: Sequence[Pass], ratios: Sequence[float], samples: int | None, threads: int) -> None:
-    if not any(isinstance(step, Varies) for step in steps):
+def _check(
+    steps: Sequence[Pass], ratios: Sequence[float], only: Sequence[str], samples: int | None, threads: int
+) -> None:
+    tried = [step.name for step in steps if isinstance(step, Varies)]
+    if not tried:
         names = ", ".join(step.name for step in steps)
         raise UserError(f"sensitivity: none of {names!r} can be tried part by part; prune and int8 can")
+    if len(set(tried)) < len(tried):
+        raise UserError(f"sensitivity: {max(tried, key=tried.count)} is named twice; try one of them at a time")
+    if not all(only):
+        raise UserError("sensitivity: a pattern of names of parts is empty")
     for ratio in ratios:
         if not 0 < ratio < 1:
             raise UserError(f"sensitivity: ratio {ratio:g} is not above 0 and below 1 (the share that is kept)")

@@ -56,6 +56,7 @@ class Quantization:
         bias_add: operators that an Add of a constant vector behind them becomes the bias of.
         output_scale: ``own`` gives an integer operator's output its own Q at once; ``consumer`` leaves it float until
             an integer operator reads it (no Q between Conv, BN and Relu).
+        dynamic: operators with kernels for integer weights and data that is rounded at run time.
         residual_branch_only: quantize only the branch of an Add that does not come from a weighted operator.
         equal_scales: operators whose inputs and outputs share one scale.
         fixed: operator -> (scale, zero point) of its output, fixed by the kernel.
@@ -88,6 +89,7 @@ class Quantization:
     absorbing: tuple[str, ...] = ()
     bias_add: tuple[str, ...] = ()
     output_scale: Literal["own", "consumer"] = "own"
+    dynamic: tuple[str, ...] = ()
     residual_branch_only: bool = False
     equal_scales: tuple[str, ...] = ()
     fixed: Mapping[str, tuple[float, int]] = field(default_factory=dict)
@@ -136,6 +138,8 @@ class Target:
             several products.
         sparse: patterns of zeros in weights that the runtime has faster kernels for, as ``2:4``: of every 4 neighbours
             along the input channels at most 2 are not zero.
+        half: 16-bit floats that the runtime computes faster in than in float32: ``float16``, ``bfloat16``.
+        half_missing: operators of any domain that it has no kernel for in them.
         quantization: integer rules; None for a target without integer kernels.
     """
 
@@ -151,6 +155,8 @@ class Target:
     fused_attention: Literal["always", "heads"] = "always"
     merged_projections: bool = False
     sparse: tuple[str, ...] = ()
+    half: tuple[str, ...] = ()
+    half_missing: tuple[str, ...] = ()
     quantization: Quantization | None = None
 
     @property

@@ -22,10 +22,10 @@ from onnxedge.data import (
     Batching,
     Data,
     Preprocess,
+    data_doubts,
     from_arrays,
     model_inputs,
     open_data,
-    preprocessing_doubt,
     synthesise,
 )
 from onnxedge.data.arrays import Mapped, PackedMember, open_npz
@@ -500,9 +500,9 @@ def test_doubt_about_missing_preprocessing() -> None:
     model = load(FIXTURES / "digits_resnet.onnx")
     right = open_data(FIXTURES / "digits_calib.npz", model_inputs(model))
     wrong = open_data(FIXTURES / "digits_calib.npz", model_inputs(model), "scale=1/255")
-    assert preprocessing_doubt(model, right) is None
-    assert preprocessing_doubt(model, synthesise(model)) is None
-    assert str(preprocessing_doubt(model, wrong)).startswith("input 'input': the data has mean 0.0")
+    assert list(data_doubts(model, right)) == []
+    assert list(data_doubts(model, synthesise(model))) == []
+    assert next(data_doubts(model, wrong)).startswith("input 'input': the data has mean 0.0")
 
 
 def model_of(text: str) -> ir.Model:

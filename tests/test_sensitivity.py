@@ -89,6 +89,23 @@ def test_the_table_shows_parts_and_ratios(fixtures: Path) -> None:
     assert "latency: not timed (--no-latency)" in text
 
 
+@pytest.mark.parametrize("width", [40, 80, 100, 240])
+def test_a_narrow_terminal_cuts_no_figure(width: int) -> None:
+    """Ratios that have no room beside the others stand below them."""
+    from rich.console import Console
+
+    from onnxedge.cli.sensitivity import _tables
+
+    console = Console(width=width, file=io.StringIO())
+    for table in _tables(MANY, MANY.rows(), width):
+        console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for ratio in range(9, 0, -1):
+        assert text.count(f"keeps {10 * ratio} %") == 1
+    assert text.count("-10.00") == len(MANY.points)
+    assert max(len(line) for line in text.splitlines()) <= max(width, 60)
+
+
 def test_csv_and_json_have_every_point(fixtures: Path, tmp_path: Path) -> None:
     result = digits(fixtures, "--only", "layer[12]/conv1", "--csv", tmp_path / "p.csv", "--json", labels=False)
     assert result.exit_code == 0, result.output
@@ -199,6 +216,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypa
         (["m.onnx", "--metric", "top2"], "metric 'top2': not known"),
         (["m.onnx", "--samples", "0"], "0 is not in the range"),
         (["m.onnx", "--resume", "m.onnx"], "is no state of onnxedge sensitivity"),
+        (["m.onnx", "--resume", "none/s.jsonl"], "none/s.jsonl: no such folder 'none'"),
+        (["m.onnx", "--resume", "."], "is a folder; name the output file"),
+        (["m.onnx", "--passes", "prune,prune(samples=64)"], "prune is named twice"),
+        (["m.onnx", "--only", ""], "a pattern of names of parts is empty"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -231,7 +252,7 @@ def test_disturbed_timings_show_cpu_time() -> None:
     disturbed, calm = LABELLED.points[1], LABELLED.points[2]
     assert (disturbed.time, calm.time) == (0.55, 0.9)
     assert any("1 of 6 timings were disturbed" in line for line in remarks(LABELLED))
-    assert loss_text(a_point(0, 0.5, 0.0)) == "0.00"
+    assert loss_text(a_point(0, 0.5, 0.0)) == loss_text(a_point(0, 0.5, 1e-9)) == "0.00"
     assert loss_text(a_point(0, 0.5, None, sqnr_db=None)) == "equal"
 
 
@@ -242,7 +263,7 @@ def test_the_page_needs_nothing_else(labelled: bool) -> None:
     page = to_html(a_sensitivity(*points, labelled=labelled))
     for word in ("<script", "http://", "https://", "src=", "@import", "url("):
         assert word not in page
-    assert page.count("<polyline") == (6 if labelled else 2)
+    assert page.count("<polyline") == (5 if labelled else 2)
     assert "&lt;script&gt;" in page
     assert "NaN" not in page
 
@@ -251,8 +272,30 @@ def test_the_page_of_no_points() -> None:
     assert "<svg" not in to_html(a_sensitivity())
 
 
+def whole(part: int | None, drop: float) -> Point:
+    """Return a point of a pass that changes parts whole."""
+    return dataclasses.replace(a_point(part, 0.0, drop), pass_name="int8")
+
+
+WHOLE = a_sensitivity(whole(None, 0.1), whole(0, 0.02), whole(1, 0.0))
+BOTH = a_sensitivity(*LABELLED.points, *WHOLE.points)
+MANY = a_sensitivity(*(a_point(part, ratio / 10, 0.1) for part in (None, *range(50)) for ratio in range(9, 0, -1)))
+
+
+def test_the_page_of_parts_that_are_changed_whole() -> None:
+    """They have no share that is kept; beside others each row names its pass."""
+    page = to_html(WHOLE)
+    assert "<svg" not in page
+    assert "changed whole" in page
+    assert "int8: " not in page
+    page = to_html(BOTH)
+    assert page.count("<polyline") == 5
+    for text in ("prune: all 2 parts", "int8: all 2 parts", "int8: Conv &#x27;c0/Conv&#x27;"):
+        assert text in page
+
+
 def test_the_picture() -> None:
     pytest.importorskip("matplotlib")
-    assert to_png(LABELLED).startswith(b"\x89PNG")
-    assert to_png(a_sensitivity(a_point(0, 0.5, None), labelled=False)).startswith(b"\x89PNG")
+    for found in (LABELLED, WHOLE, BOTH, MANY, a_sensitivity(a_point(0, 0.5, None), labelled=False), a_sensitivity()):
+        assert to_png(found).startswith(b"\x89PNG")
     assert "matplotlib.pyplot" not in sys.modules

@@ -24,7 +24,7 @@ _LINE = 2000  #: characters of the longest error; a model may name a value with 
 INTERRUPTED = 130  #: exit code after Ctrl-C, as shells have it
 
 #: command -> the module of onnxedge.cli that holds it, under the command's own name
-_COMMANDS = ("optimize", "inspect", "sensitivity", "compare", "passes", "targets")
+_COMMANDS = ("optimize", "inspect", "sensitivity", "compare", "passes", "targets", "training")
 
 _EPILOG = """\b
 Examples:

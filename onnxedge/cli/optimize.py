@@ -26,6 +26,7 @@ from onnxedge.cli.options import (
     threads_option,
     verbose_option,
 )
+from onnxedge.errors import UserError
 
 DEFAULT_PASSES = "fold,fuse"  #: exact up to float rounding: needs no data, loses no accuracy
 
@@ -44,6 +45,13 @@ DEFAULT_PASSES = "fold,fuse"  #: exact up to float rounding: needs no data, lose
 @calib_option
 @eval_option
 @preprocess_option
+@click.option(
+    "--ranges",
+    multiple=True,
+    type=click.Path(),
+    metavar="FILE",
+    help="Ranges of activations for passes that read them, JSON or a calibration cache of TensorRT; files are merged.",
+)
 @click.option(
     "-o",
     "--output",
@@ -93,6 +101,7 @@ DEFAULT_PASSES = "fold,fuse"  #: exact up to float rounding: needs no data, lose
 def optimize(
     model: Path,
     recipe: Path | None,
+    ranges: tuple[str, ...],
     input_shapes: tuple[str, ...],
     explain: tuple[str, ...],
     verbose: bool,
@@ -120,12 +129,14 @@ def optimize(
 
     for name in explain:
         find_pass(name)
+    if ranges:
+        overrides = _with_ranges(settings["passes"], overrides, ranges)
 
     with Steps(quiet=quiet, verbose=verbose) as steps:
         result = driver.optimize(
             model,
             overrides=overrides,
-            keep=(recipe,) if recipe is not None else (),
+            keep=(*((recipe,) if recipe is not None else ()), *map(Path, ranges)),
             progress=steps,
             watch=steps.watch,
             **settings,
@@ -143,6 +154,22 @@ def optimize(
 def default_output(model: Path) -> Path:
     """Return the path of the output where the user names none: ``MODEL.optimized.onnx`` beside the input."""
     return model.with_name(f"{model.stem or 'model'}.optimized.onnx")
+
+
+def _with_ranges(passes: str, overrides: dict[str, Any], files: tuple[str, ...]) -> dict[str, Any]:
+    """Give the passes of a pipeline that have an option ``ranges`` these files.
+
+    Raises:
+        UserError: none has.
+    """
+    from onnxedge.pipeline import option_types, parse_pipeline
+    from onnxedge.registry import find_pass
+
+    steps = parse_pipeline(passes, find_pass, overrides)
+    takers = {step.name for step in steps if "ranges" in option_types(type(step))}
+    if not takers:
+        raise UserError(f"--ranges: no pass of {passes!r} reads ranges")
+    return {**overrides, **{name: {**overrides.get(name, {}), "ranges": list(files)} for name in takers}}
 
 
 def _settings(recipe: Path | None, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from onnxedge.cli.options import (
     verbose_option,
 )
 from onnxedge.errors import UserError, one_line, shortened
-from onnxedge.report.text import label_text, plural, seconds_text
+from onnxedge.report.text import plural, seconds_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from onnxedge.report.sensitivity import Point, Sensitivity
 
 MAX_PARTS = 40  #: lines of the table, the most sensitive parts first
+_LEAST_NAME = 24  #: characters of a part's name
+_SIZE = 10  #: characters of the width with its gap
+_GAP = 3  #: characters between two columns
 
 
 @click.command(short_help="Measure what each part of a model is worth: accuracy and latency against the share kept.")
@@ -150,7 +153,7 @@ def _write(path: Path, text: str) -> None:
 def _print(found: Sensitivity, console: Console, files: Iterable[Path], *, every_row: bool) -> None:
     from rich.text import Text
 
-    from onnxedge.report.sensitivity import base_text, hints, legend, most_sensitive, point_text, remarks
+    from onnxedge.report.sensitivity import base_text, hints, legend, most_sensitive, part_text, point_text, remarks
 
     def say(text: str, style: str = "") -> None:
         console.print(Text(one_line(text), style=style), soft_wrap=True)
@@ -166,7 +169,10 @@ def _print(found: Sensitivity, console: Console, files: Iterable[Path], *, every
         return
     every, single = [row for row in rows if row[0].part is None], most_sensitive(found)
     shown = single if every_row else single[:MAX_PARTS]
-    console.print(_table(found, [*every, *shown], console.width))
+    for number, table in enumerate(_tables(found, [*every, *shown], console.width)):
+        if number:
+            say("")
+        console.print(table)
     if len(shown) < len(single):
         say(f"... and {plural(len(single) - len(shown), 'part')} less sensitive (--verbose, --csv or --json)")
     say(f"{'channels kept, ' if any(found.ratios) else ''}{legend(found)}", "dim")
@@ -178,7 +184,7 @@ def _print(found: Sensitivity, console: Console, files: Iterable[Path], *, every
             say("")
             say(title, "bold")
         for point in points:
-            say(f"  {label_text(point.name, 60)} {point_text(found, point)}")
+            say(f"  {part_text(found, point, 60)} {point_text(found, point)}")
     notes = [note for note in found.notes if every_row or not note.where]
     for line in dict.fromkeys(": ".join(filter(None, (n.pass_name, n.where, n.reason))) for n in notes):
         say(shortened(line, 300), "yellow")
@@ -186,22 +192,37 @@ def _print(found: Sensitivity, console: Console, files: Iterable[Path], *, every
         say(f"written: {file}")
 
 
-def _table(found: Sensitivity, rows: Iterable[list[Point]], width: int) -> Table:
+def _tables(found: Sensitivity, rows: Sequence[list[Point]], width: int) -> Iterator[Table]:
+    """Yield the table, as several with some of the ratios each where a line has no room for all."""
     from onnxedge.report.sensitivity import ratio_text
+
+    columns: list[list[Text | str]] = []
+    for ratio in found.ratios:
+        cells = [{point.ratio: point for point in row}.get(ratio) for row in rows]
+        columns.append([ratio_text(ratio), *("" if cell is None else _cell(found, cell) for cell in cells)])
+    while columns:
+        count = 1
+        while count < len(columns) and _name_width(columns[: count + 1], width) >= _LEAST_NAME:
+            count += 1
+        yield _table(found, rows, columns[:count], max(_LEAST_NAME, _name_width(columns[:count], width)))
+        columns = columns[count:]
+
+
+def _name_width(columns: Sequence[Sequence[Text | str]], width: int) -> int:
+    """Return the characters that a line leaves for the name beside the width and some columns."""
+    return width - _SIZE - sum(_GAP + max(len(cell) for cell in column) for column in columns)
+
+
+def _table(found: Sensitivity, rows: Sequence[list[Point]], columns: list[list[Text | str]], room: int) -> Table:
+    from onnxedge.report.sensitivity import part_text
     from onnxedge.report.terminal import plain_table
 
-    ratios = found.ratios
-    table = plain_table("part", ">width", *(f">{ratio_text(ratio)}" for ratio in ratios))
-    name_width = max(24, width - 10 - 23 * len(ratios))
-    one = len({point.pass_name for point in found.points}) == 1
-    for row in rows:
-        cells = {point.ratio: point for point in row}
+    table = plain_table("part", ">width", *(f">{column[0]}" for column in columns))
+    for number, row in enumerate(rows, 1):
         table.add_row(
-            label_text(row[0].name, name_width)
-            if one
-            else f"{row[0].pass_name}: {label_text(row[0].name, name_width - 7)}",
+            part_text(found, row[0], room),
             f"{row[0].size:,}",
-            *(_cell(found, cells[ratio]) if ratio in cells else "" for ratio in ratios),
+            *(column[number] for column in columns),
             style="bold" if row[0].part is None else "",
         )
     return table

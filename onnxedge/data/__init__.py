@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxedge.data.dataset import Data, from_arrays, open_data
-from onnxedge.data.doubt import preprocessing_doubt
+from onnxedge.data.doubt import data_doubts, size_trouble
 from onnxedge.data.fit import Batching
 from onnxedge.data.preprocess import Preprocess
 from onnxedge.data.synthetic import synthesise
@@ -15,9 +15,10 @@ __all__ = [
     "Batching",
     "Data",
     "Preprocess",
+    "data_doubts",
     "from_arrays",
     "model_inputs",
     "open_data",
-    "preprocessing_doubt",
+    "size_trouble",
     "synthesise",
 ]

@@ -39,6 +39,7 @@ class Facts:
         equals: constants that the input is compared with.
         sizes: sizes that a reader needs, by axis of the input.
         channels_last: whether the input is turned from channels last to channels first.
+        contraction: the first Conv, MatMul or Gemm with a constant weight that reads it, None where there is none.
     """
 
     moments: Moments | None = None
@@ -46,6 +47,7 @@ class Facts:
     equals: list[float] = field(default_factory=list)
     sizes: dict[int, int] = field(default_factory=dict)
     channels_last: bool = False
+    contraction: ir.Node | None = None
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ def _note_contraction(node: ir.Node, place: _Place, facts: Facts) -> None:
     weight = weight_of(source)
     if weight is None or weight.ndim < 2:
         return
+    facts.contraction = facts.contraction or node
     weight = weight.astype(np.float64)
     if node.op_type == "Conv":
         groups = node.attributes.get_int("group", 1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from onnxedge.passes import Note
 from onnxedge.report.records import plain
-from onnxedge.report.text import change_text, count_text, percent_text, plural
+from onnxedge.report.text import change_text, count_text, label_text, percent_text, plural
 
 _CHANCE = 1.645  #: standard errors; one-sided 95 % quantile of the normal distribution
 
@@ -187,7 +187,8 @@ def is_harmless(point: Point) -> bool:
 def loss_text(point: Point) -> str:
     """Return what a point lost: points of the metric, or the ratio of signal to error in decibels."""
     if point.drop is not None:
-        return f"{-100 * point.drop:+.2f}" if point.drop else "0.00"
+        text = f"{-100 * point.drop:+.2f}"
+        return text if float(text) else "0.00"
     return "equal" if point.sqnr_db is None else f"{point.sqnr_db:.1f} dB"
 
 
@@ -225,6 +226,13 @@ def legend(found: Sensitivity) -> str:
     else:
         what = "signal to error of the outputs"
     return f"{what}, latency over the original's" if any(p.time is not None for p in found.points) else what
+
+
+def part_text(found: Sensitivity, point: Point, limit: int | None = None) -> str:
+    """Return the head of a row: the part, behind the pass that varies it where there are several; cut to a limit."""
+    several = len({other.pass_name for other in found.points}) > 1
+    head = f"{point.pass_name}: " if several else ""
+    return head + (point.name if limit is None else label_text(point.name, limit - len(head)))
 
 
 def ratio_text(ratio: float) -> str:

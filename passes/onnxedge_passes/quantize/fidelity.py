@@ -41,7 +41,7 @@ class Reference:
     """
 
     def __init__(self, model: ir.Model, feeds: Sequence[Feed], context: Context) -> None:
-        self._feeds, self._threads = feeds, context.threads
+        self.model, self._feeds, self._threads = model, feeds, context.threads
         self._answers: list[dict[str, Array]] = []
         try:
             session = Session(model, threads=context.threads)

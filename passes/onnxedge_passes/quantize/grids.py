@@ -9,13 +9,13 @@ import onnx_ir as ir
 
 from onnxedge.api import Array, Quantization, Unit, clip_bounds, constant, is_standard
 
+from .calibration import Choice, Observed
 from .emission import Dialect, rounded
-from .ranges import Method, Observed, chosen_range
 from .rounding import Grid, activation_grid, bounded_grid
 
 
 def grids_of(
-    units: Sequence[Unit], seen: Mapping[str, Observed], method: tuple[Method, float], rules: Quantization
+    units: Sequence[Unit], seen: Mapping[str, Observed], method: Choice, rules: Quantization
 ) -> dict[str, Grid]:
     """Return a grid for each value that is quantized, by name; values that must share one do."""
     quantized = quantized_values(units, rules)
@@ -26,7 +26,7 @@ def grids_of(
     made = {v.name or "": unit for unit in units for v in unit.outputs if unit.role == "kernel"}
     grids: dict[str, Grid] = {}
     for names in members.values():
-        ranges = [chosen_range(seen[name], *method) for name in names]
+        ranges = [seen[name].ranges[method] for name in names]
         low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
         grid = activation_grid(low, high, rules)
         for unit in (made[name] for name in names if name in made):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import onnx_ir as ir
 
-from onnxedge.api import Accuracy, Context, Pass, Result, UserError, opset
+from onnxedge.api import Accuracy, Context, Pass, Result, UserError, opset, refuse_overwrite
 
+from .calibration import AUTO, read_ranges
+from .dynamic import quantize_dynamic
 from .existing import fold_constants, is_quantized
 from .names import name_values, shorten_names
-from .quantizer import AUTO, Outcome, Quantizer, Settings
+from .quantizer import Outcome, Quantizer, Settings
 
 if TYPE_CHECKING:
     from onnxedge.api import Variations
@@ -26,10 +29,15 @@ class Int8(Pass):
     a weight that is computed with in float is stored as int8 and made float again when the runtime loads it
 
     What becomes integer is decided by the target's rules and costs (never by timing, so that the same input gives the
-    same bytes). Ranges come from calibration samples in two streamed passes; weights are symmetric per channel with
-    the scale of least squared error; the mean shift that rounding a weight causes is taken out of the bias. On samples
-    held out from calibration the result is compared with the float model: while its signal-to-quantization-noise
-    ratio is under ``min_sqnr``, the parts that cause the most noise for what they gain are put back to float.
+    same bytes). Ranges come from calibration samples in two streamed runs, whatever their number in the same memory,
+    or from files; weights are symmetric per channel with the scale of least squared error; the mean shift that
+    rounding a weight causes is taken out of the bias. On samples held out from calibration the result is compared
+    with the float model: while its signal-to-quantization-noise ratio is under ``min_sqnr``, the parts that cause the
+    most noise for what they gain are put back to float.
+
+    ``mode=dynamic`` needs no ranges: weights of MatMul, Gemm and LSTM are int8, a scale a column, and their data is
+    rounded at run time (DynamicQuantizeLinear and MatMulInteger, which ONNX Runtime fuses; its DynamicQuantizeLSTM),
+    where the target lists the operator under ``dynamic`` and its figures say that it gains; other weights are stored.
 
     Left alone: what the target has no integer kernel for or gains nothing from; subgraphs and local functions;
     weights that are computed at run time or can be overridden by the caller; models with quantized activations.
@@ -41,10 +49,14 @@ class Int8(Pass):
     accuracy: ClassVar[Accuracy] = "lossy"
     needs_calibration: ClassVar[bool] = True
 
-    mode: Literal["auto", "static", "storage"] = "auto"  #: static: no stored weights; storage: no integer kernels
-    method: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "auto"  #: how ranges are chosen; auto: the best
+    #: static: no stored weights; storage: no integer kernels; dynamic: data is rounded at run time, without ranges
+    mode: Literal["auto", "static", "storage", "dynamic"] = "auto"
+    #: how ranges are chosen; auto: the best for each tensor, or one for all if that answers better
+    method: Literal["auto", "minmax", "average", "percentile", "entropy", "mse"] = "auto"
     percentile: float = 99.99  #: share of values that a range holds, for method=percentile
     samples: int = 256  #: calibration samples used, at most
+    ranges: tuple[str, ...] = ()  #: files of ranges: JSON, or caches of TensorRT; merged, what they lack is observed
+    save_ranges: str = ""  #: file to write what was observed and the chosen ranges to
     min_sqnr: float = 19.0  #: dB on held-out samples; short of it the noisiest parts go back to float
     bias_correction: bool = True  #: take the mean shift of rounded weights out of the bias
     short_names: bool = True  #: give values inside of the graph short names, which save bytes; nodes keep theirs
@@ -59,6 +71,9 @@ class Int8(Pass):
             raise UserError(f"int8: samples={self.samples}: at least 1 is needed")
         if not 50.0 < self.percentile <= 100.0:
             raise UserError(f"int8: percentile={self.percentile:g}: must lie above 50 and not above 100")
+        read_ranges(self.ranges)
+        if self.save_ranges:
+            refuse_overwrite(Path(self.save_ranges), [Path(file) for file in self.ranges])
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Place, calibrate, try, compare, put back what costs too much accuracy, and write the result."""
@@ -66,6 +81,9 @@ class Int8(Pass):
         if rules is None or is_quantized(model):
             context.note(None, "left as it is: the model has quantized activations already")
             return Result(summary="already quantized")
+        if self.mode == "dynamic":
+            skip, least = self.skip.split(), self.min_sqnr
+            return quantize_dynamic(model, context, samples=self.samples, min_sqnr=least, skip=skip)
         restored = fold_constants(model, context) if rules.folded == "cast-mul" else 0
         name_values(model)
         settings = self._settings()
@@ -91,8 +109,11 @@ class Int8(Pass):
         return Kernels(replace(self._settings(), integer=True, stored=False), model, context)
 
     def _settings(self) -> Settings:
+        percentile = self.percentile if self.method == "percentile" else 0.0
         return Settings(
-            methods=AUTO if self.method == "auto" else ((self.method, self.percentile),),
+            methods=AUTO if self.method == "auto" else ((self.method, percentile),),
+            ranges=self.ranges,
+            save_ranges=self.save_ranges,
             integer=self.mode != "storage",
             stored=self.mode != "static",
             samples=self.samples,

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxedge.api import (
-    Array,
     CannotRun,
     Context,
     Placement,
     Quantization,
     Unit,
     UserError,
-    batch_one_shape,
     first_line,
     forked,
     opset,
     place,
 )
 
+from .calibration import AUTO, Choice, Observed, calibrate, save
 from .emission import Dialect, Emitter, emit
 from .fidelity import Fidelity, Reference
 from .grids import biases_of, channel_axes, grids_of
-from .ranges import Method, Observed, observe
 from .sensitivity import noisiest, regions
 from .storage import storable, store
 
-MEMORY_BYTES = 256 << 20  #: activations captured at one time
 BATCH = 16
 HELD_OUT = 48  #: held-out samples at most
 SENSITIVITY_BATCHES = 8  #: samples (batches of a model with a fixed one) to measure a part's noise
@@ -42,8 +41,6 @@ TOLERANCE_DB = 2.0  #: what the held-out samples may fall short of ``min_sqnr`` 
 WORTH_KEEPING = 0.8  #: share of the predicted time saved that must be left for parts to be put back then
 LEAST_WORTH_NS = 2000.0  #: a crossing or two: what returning any part to float costs at least
 FEW_REGIONS = 6  #: below this many regions their units are measured one by one
-#: methods that ``auto`` tries, with the percentile
-AUTO: tuple[tuple[Method, float], ...] = (("mse", 0.0), ("minmax", 0.0), ("percentile", 99.99), ("percentile", 99.95))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +55,19 @@ class Settings:
         min_sqnr: dB on held-out samples that are to be reached.
         bias_correction: take the mean shift of rounded weights out of the bias.
         skip: patterns of names of nodes that stay float.
+        ranges: files of ranges.
+        save_ranges: file to write what was observed and chosen to; empty for none.
     """
 
-    methods: tuple[tuple[Method, float], ...] = AUTO
+    methods: tuple[Choice, ...] = AUTO
     integer: bool = True
     stored: bool = True
     samples: int = 256
     min_sqnr: float = 0.0
     bias_correction: bool = True
     skip: tuple[str, ...] = ()
+    ranges: tuple[str, ...] = ()
+    save_ranges: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class Quantizer:
         self.fit, self.held = data.split(0.25) if len(data) >= 8 else (data, data)
         self.returned = _Returned()
         self.seen: dict[str, Observed] = {}
+        self.record: dict[str, dict[str, Any]] | None = {} if settings.save_ranges else None
         self.method = settings.methods[0]
 
     def run(self) -> Outcome:
@@ -109,6 +111,8 @@ class Quantizer:
         reference = Reference(self.model, list(self.held.feeds(BATCH, limit=HELD_OUT)), self.context)
         fidelity = self._improve(reference) if reference.usable else None
         placement, stored, saved = self._emit(self.model)
+        if self.record is not None:
+            save(Path(self.settings.save_ranges), self.record, self.seen, self.method)
         return Outcome(placement, stored, saved, fidelity)
 
     def calibrated(self) -> Placement:
@@ -142,17 +146,18 @@ class Quantizer:
 
     def _calibrate(self, placement: Placement) -> None:
         """Observe the activations of all units; what is not finite stays float."""
-        watched = list({v.name or "": v for u in placement.integer for v in (*u.input_values(), *u.outputs)}.values())
         try:
-            self.seen = observe(
+            self.seen = calibrate(
                 self.model,
-                watched,
-                lambda: self.fit.feeds(BATCH, limit=self.settings.samples),
+                placement.integer,
+                (self.fit, self.held),
+                self.context,
+                self.rules,
+                methods=self.settings.methods,
+                samples=self.settings.samples,
+                files=self.settings.ranges,
                 channels=channel_axes(placement.integer),
-                histograms=any(method != "minmax" for method, _ in self.settings.methods),
-                groups=_groups(watched),
-                threads=self.context.threads,
-                track=self._track,
+                record=self.record,
             )
         except CannotRun as err:
             self.returned.all_nodes = "not calibrated: ONNX Runtime does not run the model here"
@@ -167,10 +172,6 @@ class Quantizer:
             if not all(self.seen[v.name or ""].finite for v in (*unit.input_values(), *unit.outputs)):
                 reason = f"{unit.node.op_type}: its activations are not finite on the calibration samples"
                 self.returned.nodes[positions[unit.node]] = reason
-
-    def _track(self, items: Iterable[list[Array]], what: str) -> Iterator[list[Array]]:
-        total = -(-min(len(self.fit), self.settings.samples) // (self.fit.fixed_batch or BATCH))
-        return self.context.progress.track(items, f"int8: {what}", total)
 
     def _improve(self, reference: Reference) -> Fidelity:
         """Choose the method, then put parts back to float until the held-out samples are answered well enough."""
@@ -211,7 +212,7 @@ class Quantizer:
         """Return the fidelity of the method that keeps the outputs best, and stay with it."""
         if not self.seen:
             return self._try(reference)
-        tried: list[tuple[Fidelity, tuple[Method, float]]] = []
+        tried: list[tuple[Fidelity, Choice]] = []
         for method in self.settings.methods:
             self.method = method
             tried.append((self._try(reference), method))
@@ -292,18 +293,3 @@ def dialect_of(model: ir.Model, rules: Quantization) -> Dialect | None:
     if version < 10:
         return None
     return "contrib" if rules.contrib_opset and version >= rules.contrib_opset else "per-tensor"
-
-
-def _groups(values: Sequence[ir.Value]) -> list[list[ir.Value]]:
-    """Part values so that one group's tensors of one batch fit into the memory budget."""
-    groups: list[list[ir.Value]] = [[]]
-    used = 0
-    for value in values:
-        shape = batch_one_shape(value)
-        size = 4 * BATCH * int(np.prod(shape)) if shape is not None else MEMORY_BYTES // 32
-        if groups[-1] and used + size > MEMORY_BYTES:
-            groups.append([])
-            used = 0
-        groups[-1].append(value)
-        used += size
-    return groups

@@ -124,7 +124,7 @@ def test_no_float_weight_is_left() -> None:
     assert sum(t.data_type == onnx.TensorProto.INT32 for t in kinds.values()) >= 3
 
 
-@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse", "auto"])
+@pytest.mark.parametrize("method", ["minmax", "average", "percentile", "entropy", "mse", "auto"])
 def test_every_method_keeps_the_outputs(method: str) -> None:
     model = residual()
     before = model.clone()
@@ -300,10 +300,9 @@ def test_activations_that_are_not_finite_stay_float() -> None:
     assert "Conv 'after': Conv: its activations are not finite" in reasons(context)
 
 
-def test_constant_samples_harm_nothing() -> None:
-    model = residual()
-    apply(model, x=np.zeros((1, 16, 16, 16), np.float32))
-    Session(model)
+def test_constant_samples_are_refused() -> None:
+    with pytest.raises(UserError, match=r"int8: the calibration samples are constant \('x' is 0 all over\)"):
+        apply(residual(), x=np.zeros((1, 16, 16, 16), np.float32))
 
 
 @pytest.mark.parametrize(
