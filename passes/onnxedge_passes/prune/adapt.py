@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 Proposal = tuple[dict[int, Array], dict[str, Any]]  #: new operands by input, new attributes by name (None removes one)
 
 
-def propose(cut: Cut, node: ir.Node) -> Proposal:
-    """Return the new operands and attributes of a movement node; empty where nothing is baked in."""
+def propose(cut: Cut, node: ir.Node) -> Proposal | None:
+    """Return the new operands and attributes of a movement node; empty where nothing is baked in.
+
+    None where no operands say it for every choice of channels, though they may for this one.
+    """
     rule = _RULES.get(node.op_type)
     return rule(cut, node) if rule is not None else ({}, {})
 
@@ -67,8 +70,8 @@ def _split(cut: Cut, node: ir.Node) -> Proposal:
     return {1: np.array(sizes, np.int64)}, ({"num_outputs": None} if "num_outputs" in node.attributes else {})
 
 
-def _slice(cut: Cut, node: ir.Node) -> Proposal:
-    """Move the ends of a slice along the cut axis to where the same channels stand."""
+def _slice(cut: Cut, node: ir.Node) -> Proposal | None:
+    """Move the ends of a slice along the cut axis to where the same channels stand; every second is none of them."""
     labels, data, given = cut.labels.get(node.inputs[0]), node.inputs[0], _slice_operands(cut, node)
     place = cut.axis_of(labels)
     if place is None or data is None or given is None:
@@ -77,7 +80,9 @@ def _slice(cut: Cut, node: ir.Node) -> Proposal:
     size, kept = cut.facts.shapes[data][place], cut.kept(labels, place)
     new_starts, new_ends = starts.copy(), ends.copy()
     for k, (axis, step) in enumerate(zip(axes, steps, strict=True)):
-        if axis % labels.ndim == place and step == 1:
+        if axis % labels.ndim == place:
+            if step != 1:
+                return None
             first, last, _ = slice(int(starts[k]), int(ends[k]), 1).indices(size)
             new_starts[k], new_ends[k] = (np.searchsorted(kept, edge) for edge in (first, max(first, last)))
     if (new_starts == starts).all() and (new_ends == ends).all():
@@ -99,26 +104,28 @@ def _slice_operands(cut: Cut, node: ir.Node) -> tuple[Array, Array, list[int], l
     return starts.copy(), ends.copy(), along, [1] * count if steps is None else steps.tolist()
 
 
-def _gather(cut: Cut, node: ir.Node) -> Proposal:
+def _gather(cut: Cut, node: ir.Node) -> Proposal | None:
     """Leave out the indices of channels that go, and renumber the others."""
     labels, data, indices = cut.labels.get(node.inputs[0]), node.inputs[0], _operand(node, 1)
     place = cut.axis_of(labels)
-    if place is None or data is None or indices is None or indices.ndim != 1:
+    if place is None or data is None or place != node.attributes.get_int("axis", 0) % labels.ndim:
         return {}, {}
-    if place != node.attributes.get_int("axis", 0) % labels.ndim:
-        return {}, {}
+    if indices is None or indices.ndim != 1:
+        return None
     kept = cut.kept(labels, place)
     wanted = indices % cut.facts.shapes[data][place]
     return {1: np.searchsorted(kept, wanted[np.isin(wanted, kept)]).astype(indices.dtype)}, {}
 
 
-def _pad(cut: Cut, node: ir.Node) -> Proposal:
-    """Count what is left of the constants before and behind the data."""
+def _pad(cut: Cut, node: ir.Node) -> Proposal | None:
+    """Count what is left of the constants before and behind the data; mirrored channels do not stay the outermost."""
     labels, data, old = cut.labels.get(node.outputs[0]), node.inputs[0], cut.facts.opset < 11
     place, rank = cut.axis_of(labels), labels.ndim
     pads: Array | None = np.array(node.attributes.get_ints("pads", ()), np.int64) if old else _operand(node, 1)
     if place is None or pads is None or len(pads) != 2 * rank or data is None:
         return {}, {}
+    if node.attributes.get_string("mode", "constant") != "constant":
+        return None if pads[place] or pads[place + rank] else ({}, {})
     before, size, kept = int(pads[place]), cut.facts.shapes[data][place], cut.kept(labels, place)
     new = pads.copy()
     new[place], new[place + rank] = (kept < before).sum(), (kept >= before + size).sum()
@@ -131,7 +138,7 @@ def _operand(node: ir.Node, index: int) -> Array | None:
     return constant(node.inputs[index]) if index < len(node.inputs) else None
 
 
-_RULES: dict[str, Callable[[Cut, ir.Node], Proposal]] = {
+_RULES: dict[str, Callable[[Cut, ir.Node], Proposal | None]] = {
     "Reshape": _reshape,
     "Expand": _reshape,
     "Split": _split,

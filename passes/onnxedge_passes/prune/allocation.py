@@ -9,6 +9,7 @@ from math import gcd
 from typing import TYPE_CHECKING, Literal
 
 from onnxedge_passes.prune.costs import Width
+from onnxedge_passes.prune.exchange import Task, exchanged, narrowed, priced
 from onnxedge_passes.prune.groups import Group, Groups
 from onnxedge_passes.prune.importance import Curve
 
@@ -38,6 +39,7 @@ class Measure:
 
     Attributes:
         full: units of each group.
+        readers: contractions that read each group.
         total: the measure of the whole model.
     """
 
@@ -45,6 +47,7 @@ class Measure:
         """Say what is counted; ``latency`` needs the times."""
         self.budget = budget
         self.full = tuple(len(group.units) for group in groups.free)
+        self.readers = tuple(len(group.ends) for group in groups.free)
         self._terms, self._fixed = _terms(groups, budget, timed)
         self._memo: list[dict[tuple[int, int], float]] = [{} for _ in self._terms]
         self._touched: list[set[int]] = [set() for _ in groups.free]
@@ -161,9 +164,8 @@ def share_of(choices: Sequence[int], share: float) -> int:
 def allocate(measure: Measure, curves: Sequence[Curve], choices: Sequence[Sequence[int]], keep: float) -> Plan:
     """Choose widths so that at most ``keep`` of the measure is left and the summed error is small.
 
-    From the first choices, the step with the least error per saving (what is more than needed does not count) is taken
-    until the budget is met; a step may skip widths where the curve is not convex. Then what the last step took too
-    much is given back where it helps most.
+    Two starts are bettered by exchanges: one by steps of least error per saving, and one at a price of the measure
+    that is bisected until the budget is met.
 
     Args:
         measure: what the budget counts.
@@ -174,53 +176,7 @@ def allocate(measure: Measure, curves: Sequence[Curve], choices: Sequence[Sequen
     Returns:
         The plan; its share is above ``keep`` where the choices do not reach further.
     """
-    kept = [allowed[0] for allowed in choices]
-    left, goal = measure.at(kept), keep * measure.total
-    steps = [_steps(measure, curves[group], choices[group], kept, group) for group in range(len(kept))]
-    while left > goal:
-        found = (
-            (error / min(saving, left - goal), g, count) for g, own in enumerate(steps) for error, count, saving in own
-        )
-        best = min(found, default=None)
-        if best is None:
-            break
-        _, group, count = best
-        left -= measure.saved(kept, group, count)
-        kept[group] = count
-        for other in measure.neighbours(group):
-            steps[other] = _steps(measure, curves[other], choices[other], kept, other)
-    while True:
-        back = max(_returns(measure, curves, choices, kept, goal - measure.at(kept)), default=None)
-        if back is None:
-            break
-        kept[back[1]] = back[2]
+    task = Task(measure, curves, choices, keep * measure.total)
+    starts = narrowed(task, [allowed[0] for allowed in choices]), priced(task)
+    kept = min((exchanged(task, start) for start in starts), key=lambda kept: (task.excess(kept), task.error(kept)))
     return Plan(tuple(kept), measure.at(kept) / max(measure.total, 1e-30))
-
-
-def _steps(
-    measure: Measure, curve: Curve, allowed: Sequence[int], kept: list[int], group: int
-) -> list[tuple[float, int, float]]:
-    """Return (error, new count, saving) of the narrowings of a group that save anything."""
-    size, found = measure.full[group], []
-    for count in allowed:
-        saving = measure.saved(kept, group, count) if count < kept[group] else 0.0
-        if saving > 0:
-            error = float(curve.error[size - count] - curve.error[size - kept[group]])
-            found.append((max(error, 1e-12), count, saving))
-    return found
-
-
-def _returns(
-    measure: Measure, curves: Sequence[Curve], choices: Sequence[Sequence[int]], kept: list[int], slack: float
-) -> list[tuple[float, int, int]]:
-    """Return (error regained, group, count) of the widenings that the slack pays for."""
-    found = []
-    for group, allowed in enumerate(choices):
-        size = measure.full[group]
-        for count in allowed:
-            if count <= kept[group] or -measure.saved(kept, group, count) > slack:
-                continue
-            error = curves[group].error[size - kept[group]] - curves[group].error[size - count]
-            if error > 0:
-                found.append((float(error), -group, count))
-    return [(error, -group, count) for error, group, count in found]

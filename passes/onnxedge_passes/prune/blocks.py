@@ -64,10 +64,10 @@ def joined(blocks: Sequence[Block]) -> Block:
 def weights(node: ir.Node) -> list[Place]:
     """Return weight and bias of a contraction that can be trained: float32, of this node alone."""
     axes = weight_axes(node)
-    if axes is None or node.op_type == "ConvTranspose" or not _is_own(node.inputs[axes.index]):
+    if axes is None or not _is_own(node.inputs[axes.index]):
         return []
     found = [(node, axes.index)]
-    if node.op_type in ("Conv", "Gemm"):
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
         return found + ([(node, 2)] if len(node.inputs) > 2 and _is_own(node.inputs[2]) else [])
     uses = list(node.outputs[0].uses())
     if len(uses) != 1 or uses[0].node.op_type != "Add" or uses[0].node.graph is not node.graph:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -19,12 +20,20 @@ def propagate(labels: Labels, node: ir.Node) -> None:
     value, weight = node.inputs[0], node.inputs[1] if len(node.inputs) > 1 else None
     if axes is None or value is None or not plain:
         labels.wall(node)
-    elif _is_weight(weight, labels) and ("Conv" in node.op_type or labels.facts.rank(weight) == 2):
+    elif weight is not None and _is_matrix(node, weight, labels):
         _weighted(labels, node, value, weight, axes)
+        if not _is_weight(weight, labels):
+            labels.lock(node, "its weight is read elsewhere, too", *(labels.fresh(weight, axis) for axis in (0, 1)))
     elif node.op_type == "MatMul" and all(labels.facts.rank(v) > 1 for v in node.inputs):
         _product(labels, node)
     else:
-        labels.wall(node, "whose weight is computed at run time, or read elsewhere")
+        labels.wall(node, "whose weight is computed at run time")
+
+
+def _is_matrix(node: ir.Node, weight: ir.Value, labels: Labels) -> bool:
+    """Tell whether a value is a constant kernel, or one matrix for all samples."""
+    stored = constant_tensor(weight) is not None and weight in labels.facts.shapes
+    return stored and ("Conv" in node.op_type or labels.facts.rank(weight) == 2)
 
 
 def _is_weight(value: ir.Value | None, labels: Labels) -> TypeGuard[ir.Value]:
@@ -40,18 +49,15 @@ def _is_weight(value: ir.Value | None, labels: Labels) -> TypeGuard[ir.Value]:
 
 
 def _weighted(labels: Labels, node: ir.Node, value: ir.Value, weight: ir.Value, axes: WeightAxes) -> None:
-    data, shape, rank = labels.get(value), labels.facts.shapes[value], labels.facts.rank(node.outputs[0])
-    axis, columns = axes.data_axis % len(shape), node in labels.columns
+    data, rank, columns = labels.get(value), labels.facts.rank(node.outputs[0]), node in labels.columns
     begins, ends = labels.fresh(weight, axes.output), labels.fresh(weight, axes.input)
     labels.readers.append(Reader(node, weight, value, axes, begins, ends, columns))
     result = begins.reshape([-1 if a == axes.output_axis % rank else 1 for a in range(rank)])
-    if data.size > 1 and data.shape[axis] == 1 and axes.data_axis == -1:  # rows that each are multiplied alike
+    if data.size > 1 and data.shape[axes.data_axis] == 1 and axes.data_axis == -1:  # rows multiplied one by one
         labels.lock(node, "a fixed axis is summed", ends, begins)
         result = data
     else:
-        others = [a for a in range(len(shape)) if a != axis]
-        units = labels.tie(node, data, others, f"{node.op_type} slides over the channels")
-        channels = line(units, axis, shape[axis])
+        channels = _summed(labels, node, value, axes.data_axis)
         if axes.groups == 1:
             _end(labels, node, channels, ends)
         elif node.op_type == "ConvTranspose":
@@ -64,6 +70,14 @@ def _weighted(labels: Labels, node: ir.Node, value: ir.Value, weight: ir.Value, 
         if constant_tensor(bias) is None:
             labels.lock(node, "its bias is computed at run time", begins, result, labels.get(bias))
         labels.operands.append(Operand(node, 2, begins if "Conv" in node.op_type else result))
+
+
+def _summed(labels: Labels, node: ir.Node, value: ir.Value, axis: int) -> Array:
+    """Return the labels along an axis that is summed, or holds heads; along the others they are tied."""
+    held = labels.get(value)
+    others = [a for a in range(held.ndim) if a != axis % held.ndim]
+    units = labels.tie(node, held, others, f"{node.op_type} over the channels")
+    return line(units, axis, labels.facts.shapes[value][axis])
 
 
 def _blocks(labels: Labels, node: ir.Node, channels: Array, begins: Array, ends: Array, columns: bool) -> None:
@@ -112,8 +126,7 @@ def recurrent(labels: Labels, node: ir.Node) -> None:
         labels.join(gates, np.tile(hidden, len(gates) // len(hidden)), node)
         axes = WeightAxes(index, None, output=1, input=2, data_axis=-1, output_axis=-1)
         labels.readers.append(Reader(node, held, data, axes, gates, ends))
-    units = labels.tie(node, labels.get(value), (0, 1), f"{node.op_type} over time")
-    _end(labels, node, line(units, -1, len(features)), features)
+    _end(labels, node, _summed(labels, node, value, -1), features)
     for index, held in ((i, v) for i, v in enumerate(node.inputs) if i in (3, 5, 6, 7) and v is not None):
         spread = np.tile(hidden, labels.facts.shapes[held][-1] // len(hidden))
         if constant_tensor(held) is None:
@@ -126,76 +139,60 @@ def recurrent(labels: Labels, node: ir.Node) -> None:
 
 def attention(labels: Labels, node: ir.Node) -> None:
     """Tie the heads of a fused attention or rotary embedding: with shared keys, all the heads that share them."""
-    rotary, shapes = "Rotary" in node.op_type, labels.facts.shapes
-    parts = [value for value in node.inputs[: 1 if rotary or operator(node).weight else 3] if value is not None]
-    if any(labels.facts.rank(value) not in (3, 4) for value in parts):
-        labels.wall(node, "in this form")
-        return
-    count = node.attributes.get_int("num_heads", 0) or node.attributes.get_int("q_num_heads", 0)
-    shape = shapes[parts[0]]
+    rotary, packed, shapes = "Rotary" in node.op_type, operator(node).weight is not None, labels.facts.shapes
+    parts = [value for value in node.inputs[: 1 if rotary or packed else 3] if value is not None]
+    heads = [shapes[value][1] if labels.facts.rank(value) == 4 else 0 for value in parts]
+    count = heads[0] or node.attributes.get_int("num_heads", 0) or node.attributes.get_int("q_num_heads", 0)
     if rotary and not count and node.inputs[2] is not None:
-        count = shape[-1] // (2 * shapes[node.inputs[2]][-1])
-    heads = shape[1] if len(shape) == 4 else count
-    shared = node.attributes.get_int("kv_num_heads", 0)
-    shared = shapes[parts[1]][1] if len(parts) > 1 and len(shapes[parts[1]]) == 4 else shared or heads
-    lines = [_heads(labels, node, value) for value in parts]
-    if len(parts) == 1 and not rotary:  # query, key and value in one
-        size = len(lines[0]) // (heads + 2 * shared)
-        lines = np.split(lines[0], [heads * size, (heads + shared) * size])
-    if not shared or any(len(along) % shared for along in lines):
+        count = shapes[parts[0]][-1] // (2 * shapes[node.inputs[2]][-1])
+    shared = max(heads[1:], default=0) or node.attributes.get_int("kv_num_heads", 0) or count
+    lines = [] if any(labels.facts.rank(value) not in (3, 4) for value in parts) else _lines(labels, node, parts)
+    if len(parts) == 1 and not rotary and lines:  # query, key and value in one
+        size = len(lines[0]) // max(count + 2 * shared, 1)
+        lines = np.split(lines[0], [count * size, (count + shared) * size])
+    if not shared or not lines or any(len(along) % shared for along in lines):
         labels.wall(node, "in this form")
         return
     rows = np.concatenate([along.reshape(shared, -1) for along in lines], axis=1)
     units = labels.tie(node, rows, [1], "has one head of keys")
     if units.max() <= FIXED:
         return
-    for value in node.inputs:
+    for index, value in enumerate(node.inputs):
         if value is not None and value not in parts:
-            _with_heads(labels, node, value, units, lines)
+            _with_heads(labels, node, index, value, units, [len(along) for along in lines])
     labels.counts += [(node, name, units) for name in _HEAD_COUNTS if node.attributes.get_int(name, 0)]
     for value in (v for v in node.outputs if v.name and labels.facts.rank(v) in (3, 4)):
         axis = 1 if labels.facts.rank(value) == 4 else 2
-        labels.of[value] = _along(units, shapes[value], axis)
+        wide = np.repeat(units.reshape(-1), shapes[value][axis] // units.size)
+        labels.of[value] = wide.reshape([-1 if a == axis else 1 for a in range(len(shapes[value]))])
 
 
-def _heads(labels: Labels, node: ir.Node, value: ir.Value) -> Array:
-    """Return the labels along the axis that the heads lie on."""
-    held, axis = labels.get(value), 1 if labels.facts.rank(value) == 4 else 2
-    units = labels.tie(node, held, [a for a in range(held.ndim) if a != axis], f"{node.op_type} over the channels")
-    channels, weight = line(units, axis, labels.facts.shapes[value][axis]), operator(node).weight
-    return channels if weight is None else _projected(labels, node, value, channels)
-
-
-def _projected(labels: Labels, node: ir.Node, value: ir.Value, channels: Array) -> Array:
-    """Carry labels through the weight that com.microsoft::Attention has of its own."""
-    weight, axes = node.inputs[1], WeightAxes(1, 2, output=1, input=0, data_axis=-1, output_axis=-1)
+def _lines(labels: Labels, node: ir.Node, parts: list[ir.Value]) -> list[Array]:
+    """Return the labels that the heads lie along, behind the weight that the operator may have; none without a rule."""
+    if operator(node).weight is None:
+        return [_summed(labels, node, value, 1 if labels.facts.rank(value) == 4 else 2) for value in parts]
+    weight = node.inputs[1]
     if not _is_weight(weight, labels) or "qkv_hidden_sizes" in node.attributes:
-        labels.wall(node, "in this form")
-        return np.zeros(labels.facts.shapes[weight][1] if weight is not None else 0, np.int32)
+        return []
+    axes = WeightAxes(1, 2, output=1, input=0, data_axis=-1, output_axis=-1)
     begins, ends = labels.fresh(weight, 1), labels.fresh(weight, 0)
-    labels.readers.append(Reader(node, weight, value, axes, begins, ends))
-    _end(labels, node, channels, ends)
-    return begins
+    labels.readers.append(Reader(node, weight, parts[0], axes, begins, ends))
+    _end(labels, node, _summed(labels, node, parts[0], 2), ends)
+    return [begins]
 
 
-def _along(units: Array, shape: tuple[int, ...], axis: int) -> Array:
-    """Spread one label per head (or shared head) along an axis."""
-    wide = np.repeat(units.reshape(-1), shape[axis] // units.size)
-    return wide.reshape([-1 if a == axis else 1 for a in range(len(shape))])
-
-
-def _with_heads(labels: Labels, node: ir.Node, value: ir.Value, units: Array, lines: list[Array]) -> None:
+def _with_heads(labels: Labels, node: ir.Node, index: int, value: ir.Value, units: Array, sizes: Sequence[int]) -> None:
     """Cut what a fused attention adds head by head: a bias, a mask or a cache."""
-    shape = labels.facts.shapes.get(value, ())
+    shape, stored, heads = labels.facts.shapes.get(value, ()), constant_tensor(value) is not None, units.reshape(-1)
     labels.lock(node, f"{node.op_type} depends on data", labels.get(value))
     by_head = len(shape) > (2 if is_standard(node) else 3) and shape[-3] > 1
     if not by_head and (len(shape) != 1 or value.dtype is None or not value.dtype.is_floating_point()):
         return
-    if constant_tensor(value) is not None and by_head and not shape[-3] % units.size:
-        spread = _along(units, shape, len(shape) - 3)
-    elif constant_tensor(value) is not None and shape == (sum(map(len, lines)),):
-        spread = np.concatenate([_along(units, along.shape, 0) for along in lines])
+    if stored and by_head and not shape[-3] % units.size:
+        spread = np.repeat(heads, shape[-3] // units.size).reshape(-1, 1, 1)
+    elif stored and shape == (sum(sizes),):
+        spread = np.concatenate([np.repeat(heads, size // units.size) for size in sizes])
     else:
         labels.lock(node, "its mask, cache or sink has an entry for each head", units)
         return
-    labels.operands.append(Operand(node, node.inputs.index(value), spread))
+    labels.operands.append(Operand(node, index, spread))

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxedge.api import Array, PassError, constant, operator
 from onnxedge_passes.prune.adapt import propose
+from onnxedge_passes.prune.branches import choices
 from onnxedge_passes.prune.facts import shape_arithmetic
 from onnxedge_passes.prune.groups import Groups
 from onnxedge_passes.prune.labels import FIXED, FREE, line
@@ -54,6 +55,7 @@ class Cut:
         self.failures: list[tuple[ir.Node, Array, str]] = []
         self._own = {(o.node, o.index): o.labels for o in self.labels.operands if o.skip_axis is None}
         self._chain: dict[ir.Value, Array | None] = {}
+        self._steady: dict[ir.Value, bool] = {}
         for node in self.facts.model.graph:
             self._check(node)
 
@@ -95,9 +97,9 @@ class Cut:
 
     def _check(self, node: ir.Node) -> None:
         kind = operator(node).kind
-        values = [v for v in (*node.inputs, *node.outputs) if v is not None]
-        if any(0 in self.shapes.get(v, ()) and 0 not in self.facts.shapes[v] for v in values):
+        if all(map(self._vanishes, node.inputs[:1])) or (kind != "movement" and all(map(self._vanishes, node.outputs))):
             return  # a block that goes whole takes the node with it
+        values = [v for v in (*node.inputs, *node.outputs) if v is not None]
         if kind == "movement" and any(self.shapes.get(v) != self.facts.shapes.get(v) for v in values):
             self._check_movement(node)
             return
@@ -106,18 +108,45 @@ class Cut:
             return
         if kind == "shape":
             return
+        for output, sources in zip(node.outputs, choices(node), strict=False):
+            held = [self.labels.get(v) for v in (output, *sources)]
+            is_cut = any(self.gone(array).any() for array in held)
+            if is_cut and not all(self._agree(self.cut(held[0]), self.cut(array)) for array in held[1:]):
+                self._fail(node, np.concatenate([array.ravel() for array in held]), "its branches are cut differently")
         for value in node.inputs:
             self._check_operand(node, value)
+
+    def _vanishes(self, value: ir.Value | None) -> bool:
+        return value is not None and 0 in self.shapes.get(value, ()) and 0 not in self.facts.shapes[value]
 
     def _check_operand(self, node: ir.Node, value: ir.Value | None) -> None:
         """A size that is read as data must not change."""
         if value is None or constant(value) is not None:
             return
-        before = self.facts.computed(value)
-        if before is None or all(self.facts.computed(v) is not None for v in node.outputs):
+        if self.facts.computed(value) is None or all(self.facts.computed(v) is not None for v in node.outputs):
             return
-        if not _same(before, self.computed(value)):
+        if not self._stays(value):
             self._fail(node, self._measured(value), "computes with the number of channels")
+
+    def _stays(self, value: ir.Value) -> bool:
+        """Tell whether a computed size stays, and what it is computed from: a comparison may hide that it does not."""
+        if value not in self._steady:
+            node, same = value.producer(), self._is_same(value)
+            kind = operator(node).kind if node is not None else "source"
+            inputs = [v for v in node.inputs if v is not None] if node is not None and kind != "shape" else []
+            if kind == "movement":  # chooses among sizes, others may change, as long as there are as many
+                inputs = [v for v in inputs if self._is_same(v) or not self._is_same(v, shape=True)]
+            self._steady[value] = same and all(map(self._stays, inputs))
+        return self._steady[value]
+
+    def _is_same(self, value: ir.Value, *, shape: bool = False) -> bool:
+        """Tell whether what is computed, or its shape alone, is the same after the cut."""
+        before, after = self.facts.computed(value), self.computed(value)
+        return (
+            before is not None
+            and after is not None
+            and (before.shape == after.shape if shape else _same(before, after))
+        )
 
     def _measured(self, value: ir.Value) -> Array:
         """Return the labels of every value whose shape a chain of shape arithmetic reads."""
@@ -156,21 +185,21 @@ class Cut:
     def _check_movement(self, node: ir.Node) -> None:
         every = operator(node).data is None
         sources = list(node.inputs) if every else [node.inputs[0]]
-        operands, attributes = propose(self, node)
+        proposal = propose(self, node)
+        operands, attributes = proposal or ({}, {})
         labels = [self.cut(self._source(node, index, value)) for index, value in enumerate(sources)]
         computed: list[Array | None] = []
         for index, value in enumerate([] if every else node.inputs[1:], 1):
             computed.append(operands.get(index, self.computed(value) if value is not None else None))
         computed += [operands[i] for i in sorted(operands) if i > len(computed)]
         shapes = [self.shapes[value] for value in sources if value is not None]
-        results = self.labels.run_movement(node, shapes, labels, computed, attributes)
+        results = self.labels.run_movement(node, shapes, labels, computed, attributes) if proposal is not None else None
         wanted = [self.labels.get(value) for value in node.outputs]
+        at_hand = every or node.op_type == "Transpose"  # label arrays of which axes stayed 1
         fits = results is not None and all(
-            tuple(np.shape(result)) == self.shapes.get(value, ()) or every or node.op_type == "Transpose"
-            for value, result in zip(node.outputs, results, strict=False)
+            (at_hand or np.shape(result) == self.shapes.get(value, ())) and self._agree(result, self.cut(held))
+            for value, held, result in zip(node.outputs, wanted, results, strict=False)
         )
-        if results is not None and fits:
-            fits = all(self._agree(np.asarray(r), self.cut(w)) for r, w in zip(results, wanted, strict=False))
         if not fits:
             touched = np.concatenate([array.ravel() for array in (*map(self.labels.get, sources), *wanted)])
             self._fail(node, touched, f"{node.op_type} cannot follow the cut")

@@ -15,6 +15,12 @@ OPSET = 13  #: the least version of the default domain that the nodes made here 
 Gradients = Sequence[str | None]  # one per input of a node
 
 
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """Return an attribute's value."""
+    found = next((a for a in node.attribute if a.name == name), None)
+    return default if found is None else helper.get_attribute_value(found)
+
+
 class NoGradient(Exception):
     """An operator has no rule here, or not in this form."""
 
@@ -28,7 +34,11 @@ class Backward:
     """
 
     def __init__(
-        self, forward: Sequence[onnx.NodeProto], shapes: Mapping[str, tuple[int, ...]], known: Mapping[str, Array]
+        self,
+        forward: Sequence[onnx.NodeProto],
+        shapes: Mapping[str, tuple[int, ...]],
+        known: Mapping[str, Array],
+        dtypes: Mapping[str, np.dtype[Any]] | None = None,
     ) -> None:
         """Take in the nodes that are differentiated.
 
@@ -36,8 +46,10 @@ class Backward:
             forward: in the graph's order.
             shapes: of all their values, for the batch that the gradients are taken on.
             known: constants among their inputs.
+            dtypes: of their values, as far as known.
         """
         self.forward, self.shapes, self.known = forward, shapes, known
+        self.dtypes = dtypes or {}
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.needed: set[str] = set()

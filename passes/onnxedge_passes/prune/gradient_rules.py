@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from onnxedge.api import Array
-from onnxedge_passes.prune.gradient import Backward, Gradients, NoGradient
+from onnxedge_passes.prune.gradient import Backward, Gradients, NoGradient, attribute
+from onnxedge_passes.prune.gradient_windows import average_pool, convolution, max_pool, transposed_convolution
 
 Rule = Callable[[Backward, onnx.NodeProto, Gradients], Gradients]
-
-
-def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """Return an attribute's value."""
-    found = next((a for a in node.attribute if a.name == name), None)
-    return default if found is None else helper.get_attribute_value(found)
+_PLACES = 1 << 22  #: elements of the matrix that stands for a Gather, at most
 
 
 def _scalar(value: float) -> Array:
@@ -73,6 +67,8 @@ def _slope(back: Backward, node: onnx.NodeProto, grads: Gradients) -> Gradients:
             slope = back.make("Div", _scalar(0.5), y)
         case "Exp":
             slope = y
+        case "Log":
+            slope = back.make("Reciprocal", x)
         case "Reciprocal":
             slope = back.make("Neg", back.make("Mul", y, y))
         case "LeakyRelu":
@@ -86,6 +82,24 @@ def _slope(back: Backward, node: onnx.NodeProto, grads: Gradients) -> Gradients:
             left = back.make("Where", back.make("Less", x, _scalar(-3)), _scalar(0), ramp)
             slope = back.make("Where", back.make("Greater", x, _scalar(3)), one, left)
     return [back.make("Mul", str(grads[0]), slope)]
+
+
+def _gelu(back: Backward, node: onnx.NodeProto, grads: Gradients) -> Gradients:
+    """``x Phi(x)``: the distribution plus x times its density, or the same of the approximation by tanh."""
+    x, one, half = node.input[0], _scalar(1), _scalar(0.5)
+    square = back.make("Mul", x, x)
+    if attribute(node, "approximate", b"none") == b"tanh":
+        factor, cubic = math.sqrt(2 / math.pi), 0.044715
+        ramp = back.make("Add", back.make("Mul", square, _scalar(factor * cubic)), _scalar(factor))
+        t = back.make("Tanh", back.make("Mul", x, ramp))
+        steep = back.make("Add", back.make("Mul", square, _scalar(3 * factor * cubic)), _scalar(factor))
+        level = back.make("Mul", half, back.make("Add", one, t))
+        density = back.make("Mul", back.make("Mul", half, steep), back.make("Sub", one, back.make("Mul", t, t)))
+    else:
+        level = back.make("Mul", half, back.make("Add", one, back.make("Erf", back.make("Mul", x, _scalar(0.5**0.5)))))
+        bell = back.make("Exp", back.make("Mul", square, _scalar(-0.5)))
+        density = back.make("Mul", bell, _scalar(1 / math.sqrt(2 * math.pi)))
+    return [back.make("Mul", str(grads[0]), back.make("Add", level, back.make("Mul", x, density)))]
 
 
 def _clip(back: Backward, node: onnx.NodeProto, grads: Gradients) -> Gradients:
@@ -214,6 +228,31 @@ def _pad(back: Backward, node: onnx.NodeProto, grads: Gradients) -> Gradients:
     return [back.slices(str(grads[0]), range(len(shape)), begins, ends, [1] * len(shape))]
 
 
+def _gather(back: Backward, node: onnx.NodeProto, grads: Gradients) -> Gradients:
+    """Sum what was taken from each place, as a product with a matrix of zeros and ones."""
+    indices = back.known.get(node.input[1])
+    if indices is None:
+        raise NoGradient("Gather at places computed at run time")
+    shape, out = back.shape(node.input[0]), back.shape(node.output[0])
+    axis, count = attribute(node, "axis", 0) % len(shape), indices.size
+    if shape[axis] * count > _PLACES:
+        raise NoGradient("Gather of very many")
+    taken = np.zeros((shape[axis], count), np.float32)
+    taken[indices.reshape(-1), np.arange(count)] = 1
+    rows, columns = math.prod(shape[:axis]), math.prod(out[axis + indices.ndim :])
+    gradient = back.make("MatMul", taken, back.reshape(str(grads[0]), [rows, count, columns]))
+    return [back.reshape(gradient, shape)]
+
+
+def _cast(back: Backward, node: onnx.NodeProto, grads: Gradients) -> Gradients:
+    kind = back.dtypes.get(node.input[0])
+    if kind is not None and kind.kind != "f":
+        return [None]  # steps
+    if kind != np.float32 or attribute(node, "to", 0) != onnx.TensorProto.FLOAT:
+        raise NoGradient("Cast to or from another float than float32")
+    return [grads[0]]
+
+
 def _matmul(back: Backward, node: onnx.NodeProto, grads: Gradients) -> Gradients:
     dy, (a, b), out = str(grads[0]), node.input, back.shape(node.output[0])
     first, second = back.shape(a), back.shape(b)
@@ -250,87 +289,17 @@ def _gemm(back: Backward, node: onnx.NodeProto, grads: Gradients) -> Gradients:
     return result
 
 
-def _convolution(back: Backward, node: onnx.NodeProto, grads: Gradients) -> Gradients:
-    """Data: a transposed convolution. Weight: a product of the output's gradient with shifted copies of the input."""
-    dy, (x, w, *_) = str(grads[0]), node.input
-    shape, out, weight = back.shape(x), back.shape(node.output[0]), back.shape(w)
-    rank, groups = len(shape) - 2, attribute(node, "group", 1)
-    if attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        raise NoGradient("Conv with auto_pad")
-    kernel, pads = weight[2:], attribute(node, "pads", [0] * (2 * rank))
-    strides, dilations = (attribute(node, name, [1] * rank) for name in ("strides", "dilations"))
-    result: list[str | None] = [None, None, None]
-    if back.needs(node, 0):
-        reached = [
-            s * (o - 1) + (k - 1) * d + 1 - b - e
-            for s, o, k, d, b, e in zip(strides, out[2:], kernel, dilations, pads[:rank], pads[rank:], strict=True)
-        ]
-        more = [size - r for size, r in zip(shape[2:], reached, strict=True)]
-        places = {"strides": strides, "dilations": dilations, "pads": pads, "output_padding": more}
-        result[0] = back.make("ConvTranspose", dy, w, group=groups, **places)
-    if back.needs(node, 1):
-        result[1] = _weight_gradient(back, x, dy, (shape, out, weight), (groups, strides, dilations, pads))
-    if back.needs(node, 2):
-        result[2] = back.total(dy, [0, *range(2, rank + 2)], keep=False)
-    return result
-
-
-def _weight_gradient(
-    back: Backward,
-    x: str,
-    dy: str,
-    sizes: Sequence[tuple[int, ...]],
-    geometry: tuple[int, list[int], list[int], list[int]],
-) -> str:
-    (n, ci, *_), (_, co, *space), weight = sizes
-    groups, strides, dilations, pads = geometry
-    kernel, rank, area = weight[2:], len(space), math.prod(space)
-    if any(pads):
-        x = back.make("Pad", x, np.array([0, 0, *pads[:rank], 0, 0, *pads[rank:]], np.int64))
-    shifted = []
-    for offset in np.ndindex(*kernel):
-        starts = [o * d for o, d in zip(offset, dilations, strict=True)]
-        ends = [start + (size - 1) * s + 1 for start, size, s in zip(starts, space, strides, strict=True)]
-        shifted.append(back.slices(x, range(2, rank + 2), starts, ends, strides))
-    taps = len(shifted)
-    columns = back.make("Concat", *shifted, axis=1) if taps > 1 else shifted[0]
-    if groups == 1:
-        rows = back.make("Transpose", back.reshape(dy, [n, co, area]), perm=[0, 2, 1])
-        product = back.make("MatMul", back.reshape(columns, [n, taps * ci, area]), rows)
-        moved = back.make("Transpose", back.total(product, [0], keep=False), perm=[1, 0])  # [Co, K * Ci]
-        return back.reshape(back.make("Transpose", back.reshape(moved, [co, taps, ci]), perm=[0, 2, 1]), weight)
-    outer = co // groups
-    rows = back.make("Transpose", back.reshape(dy, [n, 1, groups, outer, area]), perm=[0, 1, 2, 4, 3])
-    product = back.make("MatMul", back.reshape(columns, [n, taps, groups, ci // groups, area]), rows)
-    moved = back.make("Transpose", back.total(product, [0], keep=False), perm=[1, 3, 2, 0])  # [G, Co/G, Ci/G, K]
-    return back.reshape(moved, weight)
-
-
-def _average_pool(back: Backward, node: onnx.NodeProto, grads: Gradients) -> Gradients:
-    shape, out = back.shape(node.input[0]), back.shape(node.output[0])
-    rank, kernel = len(shape) - 2, attribute(node, "kernel_shape", [])
-    pads, strides = attribute(node, "pads", [0] * (2 * rank)), attribute(node, "strides", [1] * rank)
-    plain = attribute(node, "auto_pad", b"NOTSET") == b"NOTSET" and not attribute(node, "ceil_mode", 0)
-    if not plain or (any(pads) and not attribute(node, "count_include_pad", 0)) or attribute(node, "dilations", None):
-        raise NoGradient("AveragePool that counts its padding, or rounds up")
-    weight = np.full((shape[1], 1, *kernel), 1 / math.prod(kernel), np.float32)
-    more = [
-        size - (s * (o - 1) + k - b - e)
-        for size, s, o, k, b, e in zip(shape[2:], strides, out[2:], kernel, pads[:rank], pads[rank:], strict=True)
-    ]
-    places = {"strides": strides, "pads": pads, "output_padding": more}
-    return [back.make("ConvTranspose", str(grads[0]), weight, group=shape[1], **places)]
-
-
-_SLOPES = ("Relu", "Sigmoid", "Tanh", "Erf", "Sqrt", "Exp", "Reciprocal", "LeakyRelu", "HardSigmoid", "HardSwish")
+_SLOPES = ("Relu", "Sigmoid", "Tanh", "Erf", "Sqrt", "Exp", "Log", "Reciprocal", "LeakyRelu")
+_RAMPS = ("HardSigmoid", "HardSwish")
 _MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout")
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _binary),
-    **dict.fromkeys(_SLOPES, _slope),
+    **dict.fromkeys((*_SLOPES, *_RAMPS), _slope),
     **dict.fromkeys(_MOVES, _move),
     **dict.fromkeys(("ReduceMean", "ReduceSum", "GlobalAveragePool"), _reduce),
     "Neg": lambda back, _, grads: [back.make("Neg", str(grads[0]))],
     "Pow": _power,
+    "Gelu": _gelu,
     "Clip": _clip,
     "Softmax": _softmax,
     "LayerNormalization": _layer_normalization,
@@ -343,6 +312,10 @@ RULES: dict[str, Rule] = {
     "Pad": _pad,
     "MatMul": _matmul,
     "Gemm": _gemm,
-    "Conv": _convolution,
-    "AveragePool": _average_pool,
+    "Gather": _gather,
+    "Cast": _cast,
+    "Conv": convolution,
+    "ConvTranspose": transposed_convolution,
+    "AveragePool": average_pool,
+    "MaxPool": max_pool,
 }

@@ -16,6 +16,8 @@ from onnxedge_passes.prune.facts import Facts
 from onnxedge_passes.prune.labels import FIXED, Labels, Reader
 from onnxedge_passes.prune.rules import propagate
 
+Where = ir.Node | ir.Value
+Reason = tuple[str, Where | None]  #: why something stays, and at what
 _ROUNDS = 8  #: alignment settles in two or three
 
 
@@ -50,7 +52,7 @@ class Group:
     ends: tuple[End, ...]
     channels: int
     reason: str = ""
-    where: ir.Node | ir.Value | None = field(default=None, compare=False)
+    where: Where | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -84,33 +86,29 @@ class Groups:
         """Return the unit of each label, that of ``FIXED`` for FREE too."""
         return self.component[np.maximum(labels, FIXED)]
 
-    def _reasons(self) -> dict[int, tuple[str, ir.Node | ir.Value]]:
-        reasons: dict[int, tuple[str, ir.Node | ir.Value]] = {}
+    def _reasons(self) -> dict[int, Reason]:
+        reasons: dict[int, Reason] = {int(self.component[FIXED]): ("lies along one axis with fixed channels", None)}
         for held, where, reason in self.labels.locks:
             for unit in np.unique(self.component[held]).tolist():
                 reasons.setdefault(unit, (reason, where))
         return reasons
 
-    def _collect(self, reasons: Mapping[int, tuple[str, ir.Node | ir.Value]]) -> list[Group]:
+    def _collect(self, reasons: Mapping[int, Reason]) -> list[Group]:
         """Give units with the same members, in the same numbers and for the same reason, one group."""
         sites = [(reader, labels) for reader in self.labels.readers for labels in (reader.begins, reader.ends)]
         members: dict[int, list[tuple[int, int]]] = {}
         for site, (_, labels) in enumerate(sites):
             for unit, count in zip(*np.unique(self.units_of(labels), return_counts=True), strict=True):
                 members.setdefault(int(unit), []).append((site, int(count)))
-        groups: dict[object, list[int]] = {}
+        groups: dict[tuple[tuple[tuple[int, int], ...], Reason], list[int]] = {}
         for unit in sorted(members):
-            if unit != self.component[FIXED]:
-                groups.setdefault((tuple(members[unit]), reasons.get(unit)), []).append(unit)
+            groups.setdefault((tuple(members[unit]), reasons.get(unit, ("", None))), []).append(unit)
         return [
             self._group(np.array(units), [sites[site] for site, _ in held], *told)
-            for units in groups.values()
-            for held, told in [(members[units[0]], reasons.get(units[0], ("", None)))]
+            for (held, told), units in groups.items()
         ]
 
-    def _group(
-        self, units: Array, sites: list[tuple[Reader, Array]], reason: str, where: ir.Node | ir.Value | None
-    ) -> Group:
+    def _group(self, units: Array, sites: list[tuple[Reader, Array]], reason: str, where: Where | None) -> Group:
         begins = tuple(reader for reader, labels in sites if labels is reader.begins)
         ends = []
         for reader in (reader for reader, labels in sites if labels is reader.ends):
@@ -143,36 +141,31 @@ def find_groups(facts: Facts) -> Groups:
 
 def _settle(labels: Labels) -> Array:
     """Return the unit of each label, once every value can be cut along one axis."""
-    edges = [np.concatenate([pair[side] for pair in labels.edges] or [np.zeros(0, int)]) for side in (0, 1)]
     wide = [array for array in labels.of.values() if sum(size > 1 for size in array.shape) > 1]
+    unit, pairs = np.arange(labels.count), [np.stack(pair) for pair in labels.edges]
     for _ in range(_ROUNDS):
-        links = coo_array((np.ones(len(edges[0]), np.int8), (edges[0], edges[1])), shape=(labels.count, labels.count))
-        component = connected_components(links, directed=False)[1]
-        more = [pair for array in wide for pair in _alignment(array, component)]
-        if not more:
-            return np.asarray(component)
-        edges = [np.concatenate([edges[side], *(pair[side] for pair in more)]) for side in (0, 1)]
-    return np.asarray(component)
+        unit = _joined(np.concatenate([np.zeros((2, 0), int), *pairs], axis=1), labels.count)[unit]
+        pairs = [_alignment(np.where(array >= FIXED, unit[np.maximum(array, FIXED)], -1)) for array in wide]
+        if not any(pair.size for pair in pairs):
+            break
+    return unit
 
 
-def _alignment(array: Array, component: Array) -> list[tuple[Array, Array]]:
-    """Return the edges that make a value's units lie along one axis: the axis that leaves most units."""
-    axes = [axis for axis, size in enumerate(array.shape) if size > 1]
-    units = np.where(array >= FIXED, component[np.maximum(array, FIXED)], -1)
-    best: tuple[int, list[tuple[Array, Array]]] = (-1, [])
-    for axis in axes:
-        rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
-        kinds = np.moveaxis(units, axis, 0).reshape(array.shape[axis], -1)
-        top = kinds.max(axis=1, keepdims=True)
-        odd = (kinds != top) & (kinds >= 0)
-        if not odd.any():
-            return []
-        first = np.broadcast_to(rows[np.arange(len(rows)), kinds.argmax(axis=1)][:, None], rows.shape)
-        side = len(rows) + int(kinds.max()) + 1
-        held = kinds >= 0
-        pairs = (np.nonzero(held)[0], kinds[held] + len(rows))
-        links = coo_array((np.ones(len(pairs[0]), np.int8), pairs), shape=(side, side))
-        count = len(np.unique(connected_components(links, directed=False)[1][: len(rows)]))
-        if count > best[0]:
-            best = (count, [(first[odd], rows[odd])])
-    return best[1]
+def _joined(pairs: Array, count: int) -> Array:
+    """Return the component of each of some numbers; pairs int [2, E] are in one."""
+    links = coo_array((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(count, count))
+    return np.asarray(connected_components(links, directed=False)[1])
+
+
+def _alignment(units: Array) -> Array:
+    """Return the pairs of units to join so that a value's units lie along one axis: the one that joins fewest."""
+    best, least = np.zeros((2, 0), int), np.inf
+    for axis in (axis for axis, size in enumerate(units.shape) if size > 1):
+        rows = np.moveaxis(units, axis, 0).reshape(units.shape[axis], -1)
+        first = np.broadcast_to(rows.max(axis=1, keepdims=True), rows.shape)
+        pairs = np.stack([first, rows])[:, (rows >= 0) & (rows != first)]
+        involved, places = np.unique(pairs, return_inverse=True)
+        lost = len(involved) - len(np.unique(_joined(places.reshape(2, -1), len(involved))))
+        if lost < least:
+            best, least = pairs, lost
+    return best

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.blas import dgemm
+from scipy.linalg.lapack import dpotrf, dpotri
 
 from onnxedge.api import Array, Score, Units, UserError
 from onnxedge_passes.prune.groups import End, Group, Groups
 from onnxedge_passes.prune.labels import Reader
 from onnxedge_passes.prune.linear import Gram, Linear, bias_vector, weight_matrix
 from onnxedge_passes.prune.statistics import Statistics, Weights
+
+_WAITING = 128  #: rows that may have gone before all of the matrices is brought up to date
+_TILE = 256  #: side of what is mirrored at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,18 +62,8 @@ def curves(
         rng = np.random.default_rng(seed)
         return [_ranked(groups, group, score, statistics, gammas, gone, rng) for group in groups.free]
     assert statistics is not None
-
-    known: Statistics = statistics
-
-    def surgeon(reader: Reader) -> Surgeon | None:
-        """Invert when it is needed: the inverses of all contractions together take as much memory as the sums."""
-        gram = known.grams.get(reader)
-        if gram is None or not gram.is_finite:
-            return None
-        lost = gone[groups.units_of(reader.ends)]
-        return Surgeon.of(gram, known.linear[reader], ridge, lost, weights=weights or {})
-
-    return [brain_surgeon(group, surgeon, statistics, gone[group.units]) for group in groups.free]
+    order = statistics.context.progress.track(groups.free, "prune: importance", len(groups.free))
+    return [brain_surgeon(groups, group, statistics, ridge, gone, weights or {}) for group in order]
 
 
 def _ranked(
@@ -122,18 +117,33 @@ def _rows(reader: Reader, *, makes: bool) -> Array:
 class Surgeon:
     """The inverse Gram matrix of a contraction and its weights, as units go one by one.
 
-    Attributes:
-        h: float64 [R, R], inverse of the regularised mean Gram matrix of the rows that are left.
-        w: float64 [R, Co], their optimal weights.
+    All of both matrices changes with each unit. So what changes waits in ``V`` and ``Y``, and is made for many units at
+    once: the matrices are ``H - V V'`` and ``W - V Y``. The blocks of ``H`` and of ``W W'`` that belong to the units
+    left are always up to date.
     """
 
-    def __init__(self, h: Array, w: Array) -> None:
-        self.h, self.w = h, w
-        self.index = np.arange(len(h))
-        self._gone = np.zeros(0, np.int64)
+    def __init__(self, h: Array, w: Array, rows: Array) -> None:
+        """Begin with all units.
+
+        Args:
+            h: float64 [R, R], inverse of the regularised mean Gram matrix; stays as it is.
+            w: float64 [R, Co], the optimal weights; they stay, too.
+            rows: int [U, r], the rows of each unit; other rows never go.
+        """
+        self._begin(h, w, rows)
+
+    def _begin(self, h: Array, w: Array, rows: Array) -> None:
+        self._h, self._w, self._rows = h, w, rows
+        room = max(_WAITING, rows.shape[1])
+        self._v, self._y = np.empty((len(h), room)), np.empty((room, w.shape[1]))
+        self._waiting = 0
+        self._stays = np.ones(len(h), bool)
+        own = w[rows]
+        self._blocks = h[rows[:, :, None], rows[:, None, :]]
+        self._products = own @ own.transpose(0, 2, 1)
 
     @classmethod
-    def of(cls, gram: Gram, linear: Linear, ridge: float, gone: Array, *, weights: Weights) -> Surgeon:
+    def of(cls, gram: Gram, linear: Linear, ridge: float, gone: Array, rows: Array, *, weights: Weights) -> Surgeon:
         """Invert; the weights are the model's own, which are optimal on its own data.
 
         Args:
@@ -141,7 +151,11 @@ class Surgeon:
             linear: the contraction.
             ridge: see :meth:`Gram.ridge`.
             gone: bool [Ci], inputs that are not there any more.
+            rows: int [U, r], the regressors of each unit that is there.
             weights: stand for the model's own.
+
+        Raises:
+            np.linalg.LinAlgError: the ridge is too weak.
         """
         tensor, axes = linear.reader.weight.const_value, linear.reader.axes
         assert tensor is not None
@@ -150,46 +164,73 @@ class Surgeon:
             bias = weights.get(linear.bias) if linear.bias is not None else None
             w = np.concatenate([w, (bias_vector(linear) if bias is None else bias.astype(np.float64))[None]])
         alive = np.flatnonzero(np.concatenate([~np.repeat(gone, linear.kernel), np.ones(int(gram.with_bias), bool)]))
-        shifted = gram.a[np.ix_(alive, alive)] / max(gram.count, 1)
-        surgeon = cls(inverse(shifted, gram.ridge(ridge)[alive]), w[alive])
-        surgeon.index = alive
-        return surgeon
+        return cls(inverse(gram.mean(alive), gram.ridge(ridge)[alive]), w[alive], np.searchsorted(alive, rows))
 
-    def copy(self) -> Surgeon:
-        """Return a copy to cut."""
-        twin = Surgeon(self.h.copy(), self.w.copy())
-        twin.index = self.index
-        return twin
+    def costs(self) -> Array:
+        """Return for each unit that is left the squared error of losing it: ``tr(W_g' (H_gg)^-1 W_g)``."""
+        if self._rows.shape[1] == 1:
+            return np.asarray(self._products[:, 0, 0] / self._blocks[:, 0, 0])
+        return np.asarray(np.einsum("uii->u", np.linalg.solve(self._blocks, self._products)))
 
-    def costs(self, rows: Array) -> Array:
-        """Return for each unit (rows int [U, r]) the squared error of losing it: ``tr(W_g' (H_gg)^-1 W_g)``."""
-        at = np.searchsorted(self.index, rows)
-        w = self.w[at]
-        if rows.shape[1] == 1:
-            return np.asarray(np.einsum("uro,uro->u", w, w) / self.h[at[:, 0], at[:, 0]])
-        blocks = self.h[at[:, :, None], at[:, None, :]]
-        return np.asarray(np.einsum("uro,uro->u", w, np.linalg.solve(blocks, w)))
+    def remove(self, place: int) -> None:
+        """Take a unit out, by its place among those left, and refit the others."""
+        at, waiting = self._rows[place], self._waiting
+        v, y = self._v[:, :waiting], self._y[:waiting]
+        columns = self._h[at].T - v @ v[at].T
+        root = _inverse_root(columns[at])
+        step = columns @ root
+        gain = root.T @ (self._w[at] - v[at] @ y)
+        lost = self._w @ gain.T - v @ (y @ gain.T)
+        self._rows, self._blocks, self._products = (
+            np.delete(array, place, axis=0) for array in (self._rows, self._blocks, self._products)
+        )
+        own = step[self._rows]
+        back = own.transpose(0, 2, 1)
+        cross = lost[self._rows] @ back
+        self._blocks -= own @ back
+        self._products += own @ (gain @ gain.T) @ back - cross - cross.transpose(0, 2, 1)
+        self._stays[at] = False
+        self._waiting = waiting + len(at)
+        self._v[:, waiting : self._waiting], self._y[waiting : self._waiting] = step, gain
+        if len(self._rows) and self._waiting + len(at) > len(self._y):
+            self._settle()
 
-    def remove(self, rows: Array) -> None:
-        """Take one unit's rows (int [r]) out and refit the others."""
-        at = np.searchsorted(self.index, rows)
-        columns = self.h[:, at]
-        step = np.linalg.solve(self.h[np.ix_(at, at)], np.concatenate([self.w[at], columns.T], axis=1))
-        outputs = self.w.shape[1]
-        self.w -= columns @ step[:, :outputs]
-        self.h -= columns @ step[:, outputs:]
-        self._gone = np.concatenate([self._gone, at])
-        if 4 * len(self._gone) > len(self.index):
-            keep = np.setdiff1d(np.arange(len(self.index)), self._gone)
-            self.index, self.w = self.index[keep], self.w[keep]
-            self.h = np.ascontiguousarray(self.h[np.ix_(keep, keep)])
-            self._gone = np.zeros(0, np.int64)
+    def _settle(self) -> None:
+        """Make the changes that wait."""
+        keep = np.flatnonzero(self._stays)
+        v, h = np.asfortranarray(self._v[keep, : self._waiting]), self._h[np.ix_(keep, keep)]
+        h = dgemm(-1.0, v, v, trans_b=True, beta=1.0, c=h.T, overwrite_c=True)  # symmetric: its transpose is as good
+        self._begin(h.T, self._w[keep] - v @ self._y[: self._waiting], np.searchsorted(keep, self._rows))
+
+
+def _inverse_root(block: Array) -> Array:
+    """Return ``R`` with ``R R' = block^-1``."""
+    values, vectors = np.linalg.eigh(block)
+    return np.asarray(vectors / np.sqrt(np.maximum(values, 1e-14 * max(values[-1], 1e-300))))
 
 
 def inverse(matrix: Array, diagonal: Array) -> Array:
-    """Return the inverse of a symmetric positive semi-definite matrix with something added to its diagonal."""
-    shifted = matrix + np.diag(diagonal)
-    return np.asarray(cho_solve(cho_factor(shifted, lower=True), np.eye(len(shifted))))
+    """Return the inverse of a symmetric positive semi-definite matrix with something added to its diagonal.
+
+    Args:
+        matrix: [R, R]; where it is float64 in rows it becomes the inverse, since there may be no room for two.
+        diagonal: float64 [R].
+
+    Raises:
+        np.linalg.LinAlgError: the sum is not positive definite.
+    """
+    matrix = np.require(matrix, np.float64, ["C", "W"])
+    matrix.reshape(-1)[:: len(matrix) + 1] += diagonal
+    factor, failed = dpotrf(matrix.T, lower=True, clean=False, overwrite_a=True)
+    inverted, broken = dpotri(factor, lower=True, overwrite_c=True)
+    if failed or broken:
+        raise np.linalg.LinAlgError("not positive definite")
+    for start in range(0, len(inverted), _TILE):
+        stop = start + _TILE
+        inverted[start:stop, stop:] = inverted[stop:, start:stop].T
+        tile = np.tril(inverted[start:stop, start:stop])
+        inverted[start:stop, start:stop] = tile + np.tril(tile, -1).T
+    return np.asarray(inverted.T)
 
 
 def unit_rows(end: End, linear: Linear) -> Array:
@@ -199,39 +240,41 @@ def unit_rows(end: End, linear: Linear) -> Array:
 
 
 def brain_surgeon(
-    group: Group, surgeon_of: Callable[[Reader], Surgeon | None], statistics: Statistics, without: Array
+    groups: Groups, group: Group, statistics: Statistics, ridge: float, gone: Array, weights: Weights
 ) -> Curve:
     """Remove the units one by one, each time the one whose loss costs least with the others refitted.
 
     The costs of all contractions that read the group are summed, each as a share of its target's variance. One that
-    has no least-squares view counts the energy that the unit brings in. Units in ``without`` (bool [U]) are gone
-    already. Source: block form of optimal brain surgeon (Hassibi and Stork 1993; Frantar and Alistarh 2022,
-    arXiv:2208.11580, section 4).
+    has no least-squares view counts the energy that the unit brings in. Source: block form of optimal brain surgeon
+    (Hassibi and Stork 1993; Frantar and Alistarh 2022, arXiv:2208.11580, section 4).
+
+    Args:
+        groups, group, statistics: of the model.
+        ridge: see :meth:`Gram.ridge`.
+        gone: bool [units], what is gone already.
+        weights: stand for the model's own.
     """
-    parts, fixed = [], np.zeros(len(group.units))
+    left, removed = np.flatnonzero(~gone[group.units]), np.flatnonzero(gone[group.units]).tolist()
+    parts, fixed = [], np.zeros(len(left))
     for end in group.ends:
-        surgeon = surgeon_of(end.reader)
-        if surgeon is not None:
-            linear = statistics.linear[end.reader]
-            gram = statistics.grams[end.reader]
-            scale = gram.optimism() / max(gram.target_variance(), 1e-30)
-            parts.append((surgeon, unit_rows(end, linear), scale))
-        else:
-            fixed += _energy(end, statistics)
-    alive, gone = np.flatnonzero(~without), np.flatnonzero(without).tolist()
-    error = [0.0] * (1 + len(gone))
-    while len(alive):
-        costs = fixed[alive].copy()
-        for surgeon, rows, scale in parts:
-            costs += scale * np.maximum(surgeon.costs(rows[alive]), 0.0)
+        gram, surgeon = statistics.gram(end.reader, group), None
+        if gram is not None and gram.is_finite:
+            linear, lost = statistics.linear[end.reader], gone[groups.units_of(end.reader.ends)]
+            with contextlib.suppress(np.linalg.LinAlgError):
+                surgeon = Surgeon.of(gram, linear, ridge, lost, unit_rows(end, linear)[left], weights=weights)
+                parts.append((surgeon, gram.optimism() / max(gram.target_variance(), 1e-30)))
+        if surgeon is None:
+            fixed += _energy(end, statistics)[left]
+    error = [0.0] * (1 + len(removed))
+    while len(left):
+        costs = fixed + sum(scale * np.maximum(surgeon.costs(), 0.0) for surgeon, scale in parts)
         best = int(np.argmin(costs))
-        unit = int(alive[best])
-        for surgeon, rows, _ in parts:
-            surgeon.remove(rows[unit])
+        for surgeon, _ in parts:
+            surgeon.remove(best)
         error.append(error[-1] + float(costs[best]))
-        gone.append(unit)
-        alive = np.delete(alive, best)
-    return Curve(np.array(gone), np.array(error))
+        removed.append(int(left[best]))
+        left, fixed = np.delete(left, best), np.delete(fixed, best)
+    return Curve(np.array(removed), np.array(error))
 
 
 def _energy(end: End, statistics: Statistics) -> Array:
@@ -243,13 +286,12 @@ def _energy(end: End, statistics: Statistics) -> Array:
     return np.asarray(energy[end.rows].sum(axis=1) / max(energy.sum(), 1e-30))
 
 
-def brain_surgeon_on(group: Group, end: End, linear: Linear, surgeon: Surgeon, count: int) -> Array:
-    """Return the ``count`` units of a group that go first when one contraction alone decides."""
-    rows, surgeon = unit_rows(end, linear), surgeon.copy()
-    alive, gone = np.arange(len(group.units)), []
+def first_to_go(surgeon: Surgeon, units: int, count: int) -> Array:
+    """Return the ``count`` of a surgeon's ``units`` that go first when its contraction alone decides."""
+    left, removed = np.arange(units), []
     for _ in range(count):
-        best = int(np.argmin(surgeon.costs(rows[alive])))
-        gone.append(int(alive[best]))
-        surgeon.remove(rows[gone[-1]])
-        alive = np.delete(alive, best)
-    return np.array(gone)
+        best = int(np.argmin(surgeon.costs()))
+        surgeon.remove(best)
+        removed.append(int(left[best]))
+        left = np.delete(left, best)
+    return np.array(removed)

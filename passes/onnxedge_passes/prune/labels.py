@@ -90,7 +90,7 @@ class Labels:
 
     def lock(self, where: ir.Node | ir.Value, reason: str, *labels: Array) -> None:
         """Say that the channels in ``labels`` stay."""
-        held = np.unique(np.concatenate([array[array > FIXED].ravel() for array in labels]))
+        held = np.unique(np.concatenate([np.zeros(0, int), *(array[array > FIXED] for array in labels)]))
         if held.size:
             self.locks.append((held, where, reason))
 
@@ -169,15 +169,16 @@ class Labels:
             axis = node.attributes.get_int("axis", 1) % labels[0].ndim
             common = np.broadcast_shapes(*((*a.shape[:axis], 1, *a.shape[axis + 1 :]) for a in labels))
             shapes = [(*common[:axis], shape[axis], *common[axis + 1 :]) for shape in shapes]
-        full: list[Array | None] = [
-            np.ascontiguousarray(np.broadcast_to(array, shape)) for array, shape in zip(labels, shapes, strict=True)
+        full: list[Array | None] = [  # operators that fill up do so with 0, which stands for FREE here
+            np.ascontiguousarray(np.broadcast_to(array - FREE, shape))
+            for array, shape in zip(labels, shapes, strict=True)
         ]
-        changed = dict(attributes or {})
         if node.op_type == "Pad" and self.facts.opset < 11:
-            changed["value"] = float(FREE)
+            attributes = {**(attributes or {}), "value": 0.0}
         elif node.op_type == "Pad":
-            operands = [*operands[:1], np.array(FREE, np.int32), *operands[2:]]
-        return evaluate(node, [*full, *operands], self.facts.opset, changed)
+            operands = [*operands[:1], None, *operands[2:]]
+        results = evaluate(node, [*full, *operands], self.facts.opset, attributes)
+        return results and [result + FREE for result in results]
 
 
 def line(labels: Array, axis: int, size: int | None = None) -> Array:

@@ -24,6 +24,8 @@ _LEVELS = (1.0, 0.75, 0.5, 0.25, 0.0)  #: shares of the widths that are timed; i
 _WEIGHT_BYTES = 48 << 20  #: weights of one small model
 _TRUSTED = 4.0  #: a contraction that takes so many times as long inside of the model is not the one meant
 _REST = 0.04  #: share of the time that no width changes, at least: a run begins and ends
+_ROUNDS = 100  #: runs of a small model; the faster quarter counts
+_LEAST_SECONDS, _MOST_SECONDS = 0.3, 1.0  #: that they may take
 _MOVES = ("ReorderInput", "ReorderOutput")  #: a change of layout that a chain of layers does not have
 
 
@@ -79,7 +81,7 @@ class Timed:
         reference = self._reference(model)
         self.grids = self._grids(found, choices, time.monotonic() + seconds, reference)
         self._full = [len(group.units) for group in groups.free]
-        kernels = kernel_times(model, feed, threads=context.threads)
+        kernels = kernel_times(model, feed, threads=context.threads, rounds=_ROUNDS)
         whole = sum(kernel.us for kernel in kernels)
         self._guess(whole)
         self._place(found, kernels)
@@ -129,7 +131,11 @@ class Timed:
 
     def _reference(self, model: ir.Model) -> float:
         small, feed = _branches(model).model()
-        return max(k.us for k in kernel_times(small, feed, threads=self._context.threads) if branch_of(k.name) == -1)
+        return max(
+            k.us
+            for k in kernel_times(small, feed, threads=self._context.threads, rounds=_ROUNDS)
+            if branch_of(k.name) == -1
+        )
 
     def _grids(
         self, found: Sequence[Layer | None], choices: Sequence[Sequence[int]], end: float, reference: float
@@ -148,12 +154,13 @@ class Timed:
             work[layer.key] = work.get(layer.key, 0.0) + costs[number].macs * layer.width
         table = Table(self._context.threads)
         order = sorted(wanted, key=lambda key: -work[key])
-        for key in self._context.progress.track(order, "prune: timing layers", len(order)):
+        for place, key in enumerate(self._context.progress.track(order, "prune: timing layers", len(order))):
             layer, points = wanted[key]
             missing = sorted(points - set(table.known(key)))
-            if missing and time.monotonic() < end:
+            if missing and (left := end - time.monotonic()) > 0:
+                seconds = min(max(left / (len(order) - place), _LEAST_SECONDS), _MOST_SECONDS)
                 with contextlib.suppress(CannotRun):
-                    table.add(key, _time(model, layer, missing, self._context.threads))
+                    table.add(key, _time(model, layer, missing, self._context.threads, seconds))
                     self.timed += len(missing)
                     table.save()  # what is timed stays, also when the run is stopped
         grids = {}
@@ -192,7 +199,7 @@ def _branches(model: ir.Model) -> Branches:
     return Branches(dict(model.graph.opset_imports), model.ir_version)
 
 
-def _time(model: ir.Model, layer: Layer, points: Sequence[Point], threads: int) -> dict[Point, float]:
+def _time(model: ir.Model, layer: Layer, points: Sequence[Point], threads: int, seconds: float) -> dict[Point, float]:
     """Time a layer at some widths, in turns, as multiples of the reference's time in the same turns."""
     found: dict[Point, float] = {}
     waiting = list(points)
@@ -204,7 +211,7 @@ def _time(model: ir.Model, layer: Layer, points: Sequence[Point], threads: int) 
             taken.append(waiting.pop())
         small, feed = branches.model()
         sums: dict[int, float] = {}
-        for kernel in kernel_times(small, feed, threads=threads, rounds=25, seconds=0.4):
+        for kernel in kernel_times(small, feed, threads=threads, rounds=_ROUNDS, seconds=seconds):
             number = branch_of(kernel.name)
             if number is not None and kernel.op_type not in _MOVES:
                 sums[number] = sums.get(number, 0.0) + kernel.us

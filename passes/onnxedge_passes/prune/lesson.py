@@ -15,7 +15,7 @@ Example = tuple[Feed, list[Array]]  #: what the piece reads, and what its output
 
 
 class Lesson:
-    """Compute the loss of a piece: each output's mean squared error as a share of its target's variance, summed."""
+    """Compute the loss of a piece: each output's mean squared error as a share of its target's variance, weighted."""
 
     def __init__(
         self,
@@ -25,6 +25,7 @@ class Lesson:
         weights: Sequence[Array],
         examples: Sequence[Example],
         threads: int,
+        factors: Sequence[float],
     ) -> None:
         """Make the graphs.
 
@@ -35,6 +36,7 @@ class Lesson:
             weights: their values.
             examples: give the shapes and the variances.
             threads: of ONNX Runtime.
+            factors: how much each output counts.
 
         Raises:
             NoGradient: an operator has none, or there is nothing to train.
@@ -54,7 +56,9 @@ class Lesson:
         feed, goals = examples[0]
         made = _probed(graph, {**feed, **given}, threads)
         values = {**made, **feed, **given, **known}
-        back = Backward(list(piece.graph.node), {name: array.shape for name, array in values.items()}, known)
+        shapes = {name: array.shape for name, array in values.items()}
+        dtypes = {name: array.dtype for name, array in values.items()}
+        back = Backward(list(piece.graph.node), shapes, known, dtypes)
         self._goals: dict[str, int] = {}
         seeds, losses = {}, []
         for k, (name, goal) in enumerate(zip(outputs, goals, strict=True)):
@@ -63,7 +67,8 @@ class Lesson:
             port = f"onnxedge_goal_{k}"
             self._goals[port] = k
             graph.graph.input.append(_port(port, goal))
-            scale = 1 / (goal.size * (float(np.mean([e[1][k].var(dtype=np.float64) for e in examples])) + 1e-12))
+            variance = float(np.mean([e[1][k].var(dtype=np.float64) for e in examples]))
+            scale = factors[k] / (goal.size * (variance + 1e-12))
             difference = back.make("Sub", name, port)
             seeds[name] = back.make("Mul", difference, np.array(2 * scale, np.float32))
             square = back.make("Mul", back.make("Mul", difference, difference), np.array(scale, np.float32))

@@ -14,7 +14,7 @@ from onnxedge.api import Array, constant, weight_axes
 from onnxedge_passes.prune.groups import Groups
 from onnxedge_passes.prune.labels import Reader
 
-_CHUNK = 1024  #: positions of one product in float32
+_CHUNK = 512  #: positions of one product
 MAX_ROWS = 4609  #: a 3x3 convolution of 512 channels; the inverse of the Gram matrix takes seconds and 170 MB there
 
 
@@ -187,19 +187,23 @@ def sample_outputs(linear: Linear, output: Array, positions: Array) -> Array:
 
 
 class Gram:
-    """Sums of products of regressors, and of regressors with targets, in float64.
+    """Sums of products of regressors, and of regressors with targets.
+
+    Products and sums are float32, of some ten thousand positions at most: what is rounded is small beside what the
+    ridge adds, and float64 would take twice the memory.
 
     Attributes:
         a: float64 [R, R], the last row and column for the constant 1 where there is a bias.
         b: float64 [R, Co], where there are targets with all rows or with none.
         count: positions summed.
+        size: R.
     """
 
     def __init__(self, linear: Linear) -> None:
         self.with_bias = linear.bias is not None
-        size = linear.rows + self.with_bias
-        self._a = np.zeros((size, size))
-        self._b = np.zeros((size, len(linear.reader.begins)))
+        self.size = linear.rows + self.with_bias
+        self._a = np.zeros((self.size, self.size), np.float32)
+        self._b = np.zeros((self.size, len(linear.reader.begins)), np.float32)
         self._waiting: list[tuple[Array, Array | None]] = []
         self.count = 0
         self.target_sum = np.zeros(len(linear.reader.begins))
@@ -208,7 +212,8 @@ class Gram:
     @property
     def is_finite(self) -> bool:
         """Tell whether no sum met an infinity or NaN."""
-        return bool(np.isfinite(self.a).all() and np.isfinite(self.b).all() and np.isfinite(self.target_squares).all())
+        self._sum()
+        return all(bool(np.isfinite(array).all()) for array in (self._a, self._b, self.target_squares))
 
     def add(self, rows: Array, targets: Array | None) -> None:
         """Add positions: regressors float32 [P, rows], targets float32 [P, Co]; products of chunks in float32."""
@@ -221,13 +226,18 @@ class Gram:
     def a(self) -> Array:
         """Return the products of regressors."""
         self._sum()
-        return self._a
+        return self._a.astype(np.float64)
+
+    def mean(self, rows: Array) -> Array:
+        """Return float64 [r, r], the mean products of some regressors."""
+        self._sum()
+        return np.asarray(np.divide(self._a[np.ix_(rows, rows)], max(self.count, 1), dtype=np.float64))
 
     @property
     def b(self) -> Array:
         """Return the products of regressors with targets."""
         self._sum()
-        return self._b
+        return self._b.astype(np.float64)
 
     def _sum(self) -> None:
         """Add what waits: a product of few rows costs as much as one of many, since all of ``a`` is touched."""
@@ -261,15 +271,15 @@ class Gram:
 
         Source: the final prediction error of Akaike 1969, n positions and p regressors.
         """
-        size = len(self.a)
-        return (self.count + size) / max(self.count - size, 0.1 * self.count + 1e-9)
+        return (self.count + self.size) / max(self.count - self.size, 0.1 * self.count + 1e-9)
 
     def ridge(self, strength: float) -> Array:
         """Return the diagonal [R] to add to ``a / count``: more where positions are fewer than four a regressor."""
-        size = len(self.a) - self.with_bias
-        scale = float(np.trace(self.a[:size, :size])) / max(self.count * size, 1)
+        self._sum()
+        size = self.size - self.with_bias
+        scale = float(self._a.diagonal()[:size].sum(dtype=np.float64)) / max(self.count * size, 1)
         scarcity = max(1.0, 4.0 * size / max(self.count, 1)) ** 2
-        diagonal = np.full(len(self.a), strength * scarcity * scale + 1e-12)
+        diagonal = np.full(self.size, strength * scarcity * scale + 1e-12)
         if self.with_bias:
             diagonal[-1] = 1e-9 * scale + 1e-12
         return diagonal

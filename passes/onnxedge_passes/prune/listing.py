@@ -19,6 +19,7 @@ from onnxedge.api import (
     node_label,
     operator,
 )
+from onnxedge_passes.prune.branches import open_branches
 from onnxedge_passes.prune.groups import Group, Groups
 from onnxedge_passes.prune.labels import FIXED, Operand, line
 from onnxedge_passes.prune.prune import analyse, tell_locked
@@ -47,13 +48,15 @@ def list_groups(model: ir.Model, context: Context) -> ChannelGroups:
     from onnxedge_passes.cleanup.fold import Fold
     from onnxedge_passes.fuse.linear.einsum_to_matmul import EinsumToMatmul
 
-    folding, locking = (Context(context.target, None, original=context.original) for _ in range(2))
+    folding = Context(context.target, None, original=context.original)
+    locking = Context(context.target, context.calibration, original=context.original)
+    locking.begin("prune")
     quantized = any(node.op_type == "QuantizeLinear" for node in model.graph.all_nodes())
     Fold(dequantize=not quantized).run(model, folding)
+    open_branches(model, locking, 2)
     unpack(model)
     EinsumToMatmul().run(model, folding)
     groups = analyse(model, context)
-    locking.begin("prune")
     tell_locked(groups, locking)
     every = [*groups.free, *groups.locked]
     described = [_described(group, members) for group, members in zip(every, _members(groups, every), strict=True)]
@@ -73,7 +76,6 @@ def _members(groups: Groups, every: Sequence[Group]) -> list[list[Member]]:
     owner = np.full(len(groups.component), -1)
     for number, group in enumerate(every):
         owner[group.units] = number
-    owner[groups.component[FIXED]] = -1
     found: list[list[Member]] = [[] for _ in every]
     seen: set[tuple[ir.Node, int, int]] = set()
     for member, node, index, labels in _constants(groups):

@@ -20,11 +20,13 @@ from onnxedge.api import (
     constant,
     constant_tensor,
     find_importance,
+    find_pass,
     is_constant,
     weight_axes,
     weight_bytes,
 )
 from onnxedge_passes.prune.allocation import BUDGETS
+from onnxedge_passes.prune.branches import close_branches, open_branches
 from onnxedge_passes.prune.cut import Cut
 from onnxedge_passes.prune.facts import Facts
 from onnxedge_passes.prune.groups import Groups, find_groups
@@ -34,6 +36,9 @@ from onnxedge_passes.prune.stored import restore, unpack
 
 if TYPE_CHECKING:
     from onnxedge.api import ChannelGroups
+
+
+_ON_TRIAL = (slice(None, None, 2), slice(1, None), slice(1, None, 3))  #: units of each group that are taken out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +52,18 @@ class Prune(Pass):
     Slice, depthwise and grouped convolutions, attention heads. BatchNormalization is folded and constants are computed
     first. A budget says what share of the model is kept; it is carried out and the agreement is reported. ``latency``
     is measured: the layers are timed one by one in ONNX Runtime at the widths that they may get, which is kept on disk
-    (``$ONNXEDGE_CACHE``), and cut models are timed in turns with the whole one until the budget is met. Whole residual
-    blocks may go: their bias stays, or, for a latency, is made up for by what is refitted behind them. Without a
-    budget shares of the multiply-accumulates between 0.35 and 1 are tried by bisection, and the least is taken with
-    which held-out samples agree by ``min_agreement`` (classifiers) or ``min_sqnr_db``; the model is left alone where
-    there is none, where it does not get faster on a target that runs here, or where there are no samples but
-    synthesised ones. The widths are multiples of the target's channel multiple, of a half or a quarter of it (4 at
-    least) where a width is less than four multiples.
-    Left alone: channels that reach a graph output, a subgraph, an operator of another domain, a statistic or softmax
-    over channels, a shape computed from the number of channels; weights that a caller may override or that are
-    computed at run time; each with its reason.
+    (``$ONNXEDGE_CACHE``), and cut models are timed in turns with the whole one until the budget is met, with what the
+    passes named in ``behind`` make of them. That gives several plans, with more or fewer blocks dropped; all are
+    refitted, and the one that is nearest to the original on held-out samples is taken. Whole residual blocks may go:
+    their bias stays, or, for a latency, is made up for by what is refitted behind them. Without a budget shares of the
+    multiply-accumulates between 0.35 and 1 are tried by bisection, and the least is taken with which held-out samples
+    agree by ``min_agreement`` (classifiers) or ``min_sqnr_db``; the model is left alone where there is none, where it
+    does not get faster on a target that runs here, or where there are no samples but synthesised ones. The widths are
+    multiples of the target's channel multiple, of a half or a quarter of it (4 at least) where a width is less than
+    four multiples.
+    Left alone: channels that reach a graph output, the body of a Loop or Scan, a branch of an If that may fail where it
+    is not taken, an operator of another domain, a statistic or softmax over channels, a shape computed from the number
+    of channels; weights that a caller may override or that are computed at run time; each with its reason.
     accuracy: lossy. Source: optimal brain surgeon by blocks (Frantar and Alistarh 2022, arXiv:2208.11580) with
     least-squares repair (He et al. 2017, arXiv:1707.06168) and, with ``repair=block``, reconstruction by gradient
     (Li et al. 2021, arXiv:2102.05426); groups and allocation are our own.
@@ -77,6 +84,7 @@ class Prune(Pass):
     importance: str = "obs"  #: what decides which channels go: obs, or an entry point of ``onnxedge.importance``
     multiple: int | None = None  #: widths are multiples of this; default: the target's channel multiple
     repair: Literal["least-squares", "block", "none"] = "least-squares"  #: how a cut is mended; block: trained, too
+    behind: tuple[str, ...] = ()  #: latency: passes that come behind prune and count, such as ``[fuse,int8]``
     samples: int = 256  #: calibration samples that are read, at most
     ridge: float = 1e-3  #: pull of the repair to the old weights, relative to the mean square of its inputs
     timing_s: float = 60.0  #: latency: seconds that the timing of cut models may take, and half as many for layers
@@ -99,6 +107,7 @@ class Prune(Pass):
             )
         if self.importance != "obs":
             find_importance(self.importance)
+        self._check_behind(model, context)
         shares(self.keep)
         if not 1 <= self.steps <= 100:
             raise UserError(f"prune: steps={self.steps} is not 1 to 100")
@@ -111,10 +120,24 @@ class Prune(Pass):
                 f"prune: ridge={self.ridge:g} must be above 0; dead channels make the fit singular without it"
             )
 
+    def _check_behind(self, model: ir.Model, context: Context) -> None:
+        if self.behind and self.latency is None:
+            raise UserError("prune: behind= says what a latency is measured with; give latency=, too")
+        if self.name in self.behind:
+            raise UserError("prune: behind= names passes that come behind prune, not prune itself")
+        for name in self.behind:
+            find_pass(name)().requires(model, context)
+
     def run(self, model: ir.Model, context: Context) -> Result:
         """Find the groups, choose what goes, refit on calibration samples, cut."""
+        try:
+            return self._run(model, context)
+        finally:
+            close_branches(model)
+
+    def _run(self, model: ir.Model, context: Context) -> Result:
         held, dequantized = _held_bytes(model), _has_packed_weights(model)
-        gammas = prepare(model, context)
+        gammas = prepare(model, context, self.samples)
         try:
             groups = analyse(model, context)
         except CannotRun as err:
@@ -163,8 +186,11 @@ def _has_packed_weights(model: ir.Model) -> bool:
     return any(node.op_type == "DequantizeLinear" and is_constant(node.inputs[0]) for node in model.graph.all_nodes())
 
 
-def prepare(model: ir.Model, context: Context) -> dict[ir.Node, Array]:
-    """Compute constants and fold BatchNormalization; return its gamma by the contraction that it was folded into."""
+def prepare(model: ir.Model, context: Context, samples: int = 2) -> dict[ir.Node, Array]:
+    """Compute constants and fold BatchNormalization; return its gamma by the contraction that it was folded into.
+
+    The branches of Ifs are opened: see :func:`open_branches`, also for ``samples``.
+    """
     from onnxedge_passes.cleanup.fold import Fold
     from onnxedge_passes.fuse.linear.einsum_to_matmul import EinsumToMatmul
     from onnxedge_passes.fuse.linear.fold_batchnorm import FoldBatchnorm
@@ -173,6 +199,7 @@ def prepare(model: ir.Model, context: Context) -> dict[ir.Node, Array]:
     quiet = Context(context.target, None, original=context.original, seed=context.seed, threads=context.threads)
     quantized = any(node.op_type == "QuantizeLinear" for node in model.graph.all_nodes())
     Fold(dequantize=not quantized).run(model, quiet)
+    open_branches(model, context, samples)
     unpack(model)
     gammas: dict[ir.Node, Array] = {}
     for node in model.graph:
@@ -187,23 +214,24 @@ def prepare(model: ir.Model, context: Context) -> dict[ir.Node, Array]:
 
 
 def analyse(model: ir.Model, context: Context) -> Groups:
-    """Find the groups and lock what no cut could follow: half of each free group is taken out on trial.
+    """Find the groups and lock what no cut could follow: parts of each free group are taken out on trial.
 
     Raises:
         CannotRun: the runtime does not run the model.
     """
     feed = next(iter(context.calibration.feeds(size=2, limit=2)))
     groups = find_groups(Facts(model, feed, threads=context.threads))
-    while groups.free:
-        removed = np.zeros(len(groups.component), bool)
-        for group in groups.free:
-            removed[group.units[::2]] = True
-        failures = Cut(groups, removed).failures
-        if not failures:
-            break
-        for node, labels, reason in failures:
-            groups.labels.lock(node, reason, labels)
-        groups = Groups(groups.labels)
+    for part in _ON_TRIAL:
+        while groups.free:
+            removed = np.zeros(len(groups.component), bool)
+            for group in groups.free:
+                removed[group.units[part]] = True
+            failures = Cut(groups, removed).failures
+            if not failures:
+                break
+            for node, labels, reason in failures:
+                groups.labels.lock(node, reason, labels)
+            groups = Groups(groups.labels)
     return groups
 
 

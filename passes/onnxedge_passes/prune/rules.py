@@ -7,20 +7,28 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Array, constant_tensor, operator
+from onnxedge.api import Array, Operator, constant_tensor, is_standard, operator, subgraphs
 from onnxedge_passes.prune import contraction
+from onnxedge_passes.prune.branches import choices
 from onnxedge_passes.prune.facts import Facts
 from onnxedge_passes.prune.labels import FIXED, FREE, Labels, Operand, compress, line
 
+_SAMPLERS = frozenset({"GridSample", "RoiAlign", "MaxRoiPool"})
+_OF_DATA = frozenset({"movement", "spatial", "normalization", "softmax", "reduction", "quantization"})
 _BY_AXIS = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 
 
 def propagate(facts: Facts, columns: frozenset[ir.Node] = frozenset()) -> Labels:
     """Walk the main graph; grouped convolutions in ``columns`` are cut inside their groups, others by whole groups."""
     labels = Labels(facts, columns)
+    seen = {facts.model.graph, *(graph for node in facts.model.graph if choices(node) for graph in subgraphs(node))}
     for node in facts.model.graph:
         known = all(value in facts.shapes for value in node.outputs if value.name)
-        _RULES.get(operator(node).kind if known else "unknown", Labels.wall)(labels, node)
+        entry = Operator("spatial") if is_standard(node) and node.op_type in _SAMPLERS else operator(node)
+        _RULES.get(entry.kind if known else "unknown", Labels.wall)(labels, node)
+        if entry.kind in _OF_DATA and entry.data is not None:
+            others = (value for index, value in enumerate(node.inputs) if index not in entry.data)
+            labels.lock(node, f"{node.op_type} depends on data", *map(labels.get, others))
         if any(v not in labels.of and (v.uses() or v.is_graph_output()) for v in node.outputs[1:]):
             labels.wall(node, "has another output that is read")
         for value in node.outputs:
@@ -29,7 +37,7 @@ def propagate(facts: Facts, columns: frozenset[ir.Node] = frozenset()) -> Labels
                 labels.lock(value, "a single channel is cut out", found)
                 found = np.zeros([1] * labels.facts.rank(value), np.int32)
             labels.of[value] = found
-            if any(use.node.graph is not node.graph for use in value.uses()):
+            if any(use.node.graph not in seen for use in value.uses()):
                 labels.lock(value, "read inside a subgraph", found)
     for value in facts.model.graph.outputs:
         labels.lock(value, "reaches a graph output", labels.get(value))
@@ -142,10 +150,8 @@ def _by_groups(labels: Labels, node: ir.Node, found: Array) -> Array:
 
 def _softmax(labels: Labels, node: ir.Node) -> None:
     flat = labels.facts.opset < 13 and node.op_type in ("Softmax", "LogSoftmax", "Hardmax")
-    axes, rank = (
-        _axes(labels, node, [node.attributes.get_int("axis", 1 if flat else -1)]),
-        labels.get(node.inputs[0]).ndim,
-    )
+    rank = labels.facts.rank(node.inputs[0])
+    axes = _axes(labels, node, [node.attributes.get_int("axis", 1 if flat else -1)])
     _through(labels, node, range(axes[0] % rank, rank) if flat else axes)
 
 
@@ -177,6 +183,17 @@ def _quantization(labels: Labels, node: ir.Node) -> None:
         _parameters(labels, node, line(found, node.attributes.get_int("axis", 1)) if found.size > 1 else found)
 
 
+def _control(labels: Labels, node: ir.Node) -> None:
+    """Make one channel of what the branches of an If give; those that compute were moved out of it before."""
+    labels.wall(node)
+    for value, sources in zip(node.outputs, choices(node), strict=False):
+        first, second = (labels.get(source) for source in sources)
+        if len({first.shape, second.shape, (1,) * first.ndim, (1,) * second.ndim}) > 2:
+            labels.lock(node, "its branches give other shapes", first, second)
+        else:
+            labels.of[value] = labels.join(first, second, node)
+
+
 _RULES: dict[str, Callable[[Labels, ir.Node], None]] = {
     "elementwise": _elementwise,
     "movement": _movement,
@@ -188,6 +205,7 @@ _RULES: dict[str, Callable[[Labels, ir.Node], None]] = {
     "contraction": contraction.propagate,
     "recurrent": contraction.recurrent,
     "attention": contraction.attention,
+    "control": _control,
     "shape": lambda labels, node: None,  # nothing comes out: sizes are no channels
-    "source": lambda labels, node: None,
+    "source": Labels.wall,
 }

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Array, Comparison, Context, Feed, PassError, Result, Session, find_importance
-from onnxedge_passes.prune.allocation import BUDGETS, Budget, Measure, Plan, allocate, widths
+from onnxedge.api import Array, Comparison, Context, Feed, Result, Session, find_importance
+from onnxedge_passes.prune.allocation import Measure, Plan
 from onnxedge_passes.prune.compensation import Constants, Repaired, masked_constants, repair
+from onnxedge_passes.prune.feeds import Feeds
 from onnxedge_passes.prune.groups import Groups
 from onnxedge_passes.prune.importance import Curve, curves
-from onnxedge_passes.prune.latency import Timed
 from onnxedge_passes.prune.linear import linear_problem
-from onnxedge_passes.prune.overrides import restricted
+from onnxedge_passes.prune.plans import Planner
 from onnxedge_passes.prune.reconstruction import reconstruct
-from onnxedge_passes.prune.search import Tried, by_clock, largest_cut
-from onnxedge_passes.prune.statistics import BY_WEIGHTS, Statistics, measure
+from onnxedge_passes.prune.search import Clocked, Tried, largest_cut
+from onnxedge_passes.prune.statistics import BY_WEIGHTS, Statistics
 from onnxedge_passes.prune.stream import held_bytes
 from onnxedge_passes.prune.surgery import remnants
-from onnxedge_passes.prune.trial import Clock, carry_out, masked
+from onnxedge_passes.prune.trial import carry_out, check, masked
 
 if TYPE_CHECKING:
     from onnxedge.api import Data
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
 _BATCH = 32
 _STREAM_BYTES = 1 << 30  #: activations of both streams that the refit may hold
 _CAPTURE_BYTES = 1 << 28  #: activations that one run for the statistics may give out
-_SHORT = 0.01  #: a plan that misses its budget by more than this share is told
 _MET = 0.03  #: a latency further than this share from its budget is told
+_REFIT_SECONDS = 60.0  #: no further plan for a latency is refitted when as much is spent
 _FASTER = 0.99  #: without a budget a cut has to be below this share of the time
 
 
@@ -53,11 +52,19 @@ class Outcome:
     repaired: Repaired
     comparison: Comparison
 
+    @property
+    def quality(self) -> float:
+        """Signal to error on held-out samples, decibels; the lowest where nothing could be compared."""
+        sqnr = self.comparison.worst_sqnr_db
+        return -math.inf if math.isnan(sqnr) else sqnr
+
 
 class Pruning:
     """One pruning of a model whose groups are known.
 
     Attributes:
+        planner: chooses the widths.
+        figures: for the report.
         fit: calibration samples that statistics are taken of.
         mended: those that the refit uses.
     """
@@ -66,27 +73,23 @@ class Pruning:
         self.options, self.groups, self.gammas, self.context = options, groups, gammas, context
         self.model = groups.labels.facts.model
         self.remnants = remnants(groups)
-        self.budget, self.share = self._budget()
-        self.figures: dict[str, Any] = {"groups": len(groups.free), "locked": len(groups.locked)}
+        self.planner = Planner(options, groups, self.remnants, context)
+        self.budget, self.share = self.planner.budget, self.planner.share
+        self.figures: dict[str, Any] = self.planner.figures
+        self.figures |= {"groups": len(groups.free), "locked": len(groups.locked)}
         self._score = None if options.importance == "obs" else find_importance(options.importance)
         data = context.calibration
-        held_out = 0.25 if self.share is None else 0.125
+        held_out = 0.25 if self.share is None or self.budget == "latency" else 0.125  # what decides needs more of them
         fit, held = data.slice(0, options.samples).split(held_out)
         if data.synthetic:
             context.note(None, "chosen and refitted on synthetic samples: what real data needs is not known to it")
         batch, limit = self._sizes(fit)
         batch = min(batch, max(len(held), 1))  # batches of one shape in both
         self._batches = list(held.batches(batch))
-        self.fit = list(fit.feeds(batch))
+        self.fit: Sequence[Feed] = Feeds(fit, batch)
         self.mended = self.fit if limit is None else list(fit.feeds(batch, limit))
-        self._references = [Session(self.model, threads=context.threads).run(b.feed) for b in self._batches]
-
-    def _budget(self) -> tuple[Budget, float | None]:
-        for key in BUDGETS:
-            value = getattr(self.options, key)
-            if value is not None:
-                return key, float(value)
-        return "macs", None
+        session = Session(self.model, threads=context.threads)
+        self._references = [session.run(b.feed) for b in self._batches]
 
     def _sizes(self, fit: Data) -> tuple[int, int | None]:
         """Return samples a batch, and how many samples the refit can hold in memory (None for all)."""
@@ -98,9 +101,9 @@ class Pruning:
         batch = max(1, min(_BATCH, int(_CAPTURE_BYTES / max(captured, 1))))
         held = 2 * held_bytes(self.model, facts.shapes, data | targets) / facts.samples
         limit = max(_BATCH, int(_STREAM_BYTES / max(held, 1)))
-        if limit >= len(fit):
+        if limit >= len(fit) or self.options.repair != "block":
             return batch, None
-        self.context.note(None, f"refitted on {limit} samples of {len(fit)}: more would take too much memory")
+        self.context.note(None, f"blocks trained on {limit} samples of {len(fit)}: more would take too much memory")
         return batch, limit
 
     def run(self) -> Result:
@@ -112,47 +115,11 @@ class Pruning:
             found = tried.outcome if tried is not None else None
             if found is not None and not self._is_faster(found):
                 found = None
-        if found is None or found.plan.kept == self.meter.full:
+        if found is None or found.plan.kept == self.planner.meter.full:
             self.context.note(None, "left alone: nothing can be removed within the bounds")
-            self._tell_costs(self.meter.full)
+            self._tell_costs(self.planner.meter.full)
             return Result(figures=self.figures)
         return self._cut(found)
-
-    @cached_property
-    def meter(self) -> Measure:
-        """What the budget counts; for a latency the layers are timed."""
-        if self.budget != "latency":
-            return Measure(self.groups, self.budget)
-        timed = Timed(self.groups, self.choices(), self._feed, self.context, self.options.timing_s / 2)
-        self.figures |= {"layers_timed": timed.timed, "layers_guessed": timed.guessed}
-        return Measure(self.groups, "latency", timed)
-
-    @cached_property
-    def clock(self) -> Clock:
-        """Whole models in turns."""
-        bare = self.budget == "latency" and self.options.repair != "none"
-        return Clock(self.groups, self.remnants, self._feed, self.context.threads, bare=bare)
-
-    @property
-    def _feed(self) -> Feed:
-        return next(iter(self.context.calibration.feeds(1)))
-
-    @property
-    def _multiple(self) -> int:
-        return self.options.multiple or self.context.target.channel_multiple
-
-    def choices(self, multiple: int | None = None, gone: Array | None = None) -> list[list[int]]:
-        """Return the widths that each group may have once some units are gone."""
-        exact = self.options.multiple is not None
-        choices = [
-            widths(group, multiple or self._multiple, may_vanish=left is not None, exact=exact)
-            for group, left in zip(self.groups.free, self.remnants, strict=True)
-        ]
-        choices = restricted(self.groups, choices, self.options.keep, self.options.exclude)
-        if gone is None:
-            return choices
-        most = [int((~gone[group.units]).sum()) for group in self.groups.free]
-        return [[c for c in own if c <= m] or [m] for own, m in zip(choices, most, strict=True)]
 
     def curves(self, after: Repaired | None = None) -> list[Curve]:
         """Return the error curves of the whole model, or of what is left after a removal."""
@@ -175,76 +142,52 @@ class Pruning:
     def _statistics(self, constants: Constants | None) -> Statistics | None:
         if self.options.importance in BY_WEIGHTS:
             return None
-        feeds = self.context.progress.track(self.fit, "prune: statistics", len(self.fit))
-        return measure(
-            self.groups,
-            feeds,
-            len(self.fit),
-            self.context.seed,
-            self.context.threads,
-            with_grams=self._score is None,
-            weights=constants,
-        )
+        return Statistics(self.groups, self.fit, self.context, with_grams=self._score is None, weights=constants)
 
     def _outcome(self, share: float) -> Outcome | None:
         """Cut to a share in as many steps as asked for; each step sees what the refitted model before it carries."""
         repaired: Repaired | None = None
-        plan: Plan | None = None
-        for step in range(1, self.options.steps + 1):
-            found = self._first_curves if repaired is None else self.curves(repaired)
-            gone = repaired.removed if repaired is not None else None
-            plan = self._plan(found, share ** (step / self.options.steps), gone, last=step == self.options.steps)
-            if plan.kept != self.meter.full:
-                repaired = self.repair(self.removed(plan, found))
-        if plan is None or repaired is None:
+        for step in range(1, self.options.steps):
+            found, gone = self._carried(repaired)
+            plan = self.planner.plan(found, share ** (step / self.options.steps), gone, told=False)
+            if plan.kept != self.planner.meter.full:
+                repaired = self.repair(self.planner.removed(plan, found))
+        found, gone = self._carried(repaired)
+        if self.budget == "latency":
+            return self._best(self.planner.clocked(found, share, gone), found, share)
+        return self._mended(self.planner.plan(found, share, gone), found)
+
+    def _carried(self, repaired: Repaired | None) -> tuple[list[Curve], Array | None]:
+        """Return the error curves of what is left after a removal, and what is gone."""
+        return (self._first_curves, None) if repaired is None else (self.curves(repaired), repaired.removed)
+
+    def _mended(self, plan: Plan, found: Sequence[Curve]) -> Outcome | None:
+        """Refit what a plan leaves; None where it leaves everything."""
+        if plan.kept == self.planner.meter.full:
             return None
+        repaired = self.repair(self.planner.removed(plan, found))
         return Outcome(plan, repaired, self._compare(repaired.constants))
 
-    def _plan(self, found: Sequence[Curve], share: float, gone: Array | None, *, last: bool) -> Plan:
-        """Allocate; the multiple is halved down to 4 where the budget cannot be met with it."""
-        multiple = self._multiple
-        while True:
-            choices = self.choices(multiple, gone)
-            plan = allocate(self.meter, found, choices, share)
-            if plan.share <= share + _SHORT or self.options.multiple or multiple % 2 or multiple <= 4:
-                break
-            multiple //= 2
-        if not last:
-            return plan
-        if multiple != self._multiple:
-            told = f"widths are multiples of {multiple}: with {self._multiple} the budget cannot be met"
-            self.context.note(None, told)
-        if plan.share > share + _SHORT:
-            self.context.note(None, f"{self.budget}={share:g} is out of reach, {plan.share:.3f} is left: {self._why()}")
-        if self.budget != "latency":
-            return plan
-        plan, ratio = self.timed_plan(found, choices, share)
-        self.figures |= {"latency_predicted": round(plan.share, 4), "latency_measured": round(ratio, 4)}
-        if abs(ratio - share) > _MET * share:
-            self.context.note(None, f"latency={share:g}: {ratio:.3f} is measured, the nearest that the widths give")
-        return plan
-
-    def timed_plan(self, found: Sequence[Curve], choices: Sequence[Sequence[int]], share: float) -> tuple[Plan, float]:
-        """Return a plan that takes a share of the time, and what the clock says of it."""
-        return by_clock(
-            lambda asked: allocate(self.meter, found, choices, asked),
-            lambda plan: self.clock.ratio(self.removed(plan, found)),
-            share,
-            seconds=self.options.timing_s,
+    def _best(self, plans: Sequence[Clocked], found: Sequence[Curve], share: float) -> Outcome | None:
+        """Keep the plan, of some that take equally long, that is nearest to the original once it is refitted."""
+        timed, outcome = max(
+            self._refitted(plans, found), key=lambda pair: pair[1].quality if pair[1] is not None else math.inf
         )
+        measured = {"latency_predicted": timed.plan.share, "latency_measured": timed.ratio}
+        self.figures |= {key: round(value, 4) for key, value in measured.items()}
+        if abs(timed.ratio - share) > _MET * share:
+            nearest = f"{timed.ratio:.3f} is measured, the nearest that the widths give"
+            self.context.note(None, f"latency={share:g}: {nearest}")
+        return outcome
 
-    def _why(self) -> str:
-        """Say what stands in the way of a smaller model."""
-        reasons = Counter(group.reason for group in self.groups.locked if group.begins)
-        told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
-        return f"the other groups are at their least width; locked: {told or 'none'}"
-
-    def removed(self, plan: Plan, found: Sequence[Curve]) -> Array:
-        """Return bool [units], what goes by a plan."""
-        removed = np.zeros(len(self.groups.component), bool)
-        for group, kept, curve in zip(self.groups.free, plan.kept, found, strict=True):
-            removed[group.units[curve.order[: len(group.units) - kept]]] = True
-        return removed
+    def _refitted(self, plans: Sequence[Clocked], found: Sequence[Curve]) -> Iterator[tuple[Clocked, Outcome | None]]:
+        """Refit plans one by one, the first in any case, as long as there is time."""
+        end = time.monotonic() + _REFIT_SECONDS
+        for number, timed in enumerate(self.context.progress.track(plans, "prune: plans", len(plans)), 1):
+            if number > 1 and time.monotonic() > end:
+                return
+            self.figures["plans_refitted"] = number
+            yield timed, self._mended(timed.plan, found)
 
     def repair(self, removed: Array) -> Repaired:
         """Return what goes and the weights that are left, mended as the options say."""
@@ -253,7 +196,7 @@ class Pruning:
         return repair(
             self.groups,
             removed,
-            self.mended,
+            self.fit,
             self.context,
             ridge=self.options.ridge,
             reselect=self.options.importance == "obs",
@@ -291,7 +234,7 @@ class Pruning:
         """Tell whether the clock shows the cut, where the target runs here."""
         if not self.context.target.runs_here:
             return True
-        ratio = self.clock.ratio(found.repaired.removed)
+        ratio = self.planner.clock.ratio(found.repaired.removed)
         self.figures["latency_measured"] = round(ratio, 4)
         if ratio < _FASTER:
             return True
@@ -308,9 +251,9 @@ class Pruning:
             for group, kept in zip(self.groups.free, plan.kept, strict=True)
         ]
         rewrites = carry_out(self.groups, self.remnants, repaired.removed, repaired.constants)
-        self._check(whole)
+        check(whole, self.model, self._batches[0].feed if self._batches else self.fit[0], self.context.threads)
         comparison = self._trained(original) or found.comparison
-        narrowed = sum(0 < kept < full for kept, full in zip(plan.kept, self.meter.full, strict=True))
+        narrowed = sum(0 < kept < full for kept, full in zip(plan.kept, self.planner.meter.full, strict=True))
         vanished = plan.kept.count(0)
         summary = f"{self.budget} {plan.share:.2f} kept, {narrowed} widths narrowed"
         if vanished:
@@ -325,20 +268,6 @@ class Pruning:
         held = [batch.feed for batch in self._batches]
         self.figures["blocks_trained"] = reconstruct(self.model, original, self.mended, held, self.context)
         return self._compared(self.model)
-
-    def _check(self, whole: ir.Model) -> None:
-        """The cut model must compute what the masked one does."""
-        feed: Feed = self._batches[0].feed if self._batches else self.fit[0]
-        wanted = Session(whole, threads=self.context.threads, level="disable").run(feed)
-        found = Session(self.model, threads=self.context.threads, level="disable").run(feed)
-        for name, array in wanted.items():
-            if array.dtype.kind != "f" or not array.size:
-                continue
-            scale = float(np.abs(array[np.isfinite(array)]).max(initial=0.0)) or 1.0
-            if found[name].shape != array.shape or not np.allclose(
-                found[name], array, rtol=1e-2, atol=1e-3 * scale, equal_nan=True
-            ):
-                raise PassError("prune", f"output {name!r} of the cut model differs from the masked model's")
 
     def _tell_costs(self, kept: Sequence[int]) -> None:
         for budget in ("macs", "params"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from onnxedge_passes.prune.allocation import Plan
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _FIRST, _LEAST = 0.7, 0.3  #: shares of the MACs: tried first, and the least that is tried
 _PROBES = 4  #: shares tried, each half way between what was good and what was not
 _PROBE_SECONDS = 150.0  #: no further share is tried when as much is spent
-_NEAR = 0.02  #: a measured ratio within this share of the budget meets it
+_NEAR = 0.015  #: a measured ratio within this share of the budget meets it
 _TURNS = 7  #: cut models that are timed at most
 
 
@@ -30,6 +31,23 @@ class Tried:
 
     is_good: bool
     outcome: Outcome | None = None
+
+
+@dataclass(frozen=True)
+class Clocked:
+    """Hold a plan and the share of the time that it takes on the clock.
+
+    Attributes:
+        plan: the widths; its share is what was predicted.
+        ratio: measured, 0..1.
+    """
+
+    plan: Plan
+    ratio: float
+
+    def meets(self, share: float) -> bool:
+        """Tell whether it takes no more than a share of the time, as far as the clock can tell."""
+        return self.ratio <= (1 + _NEAR) * share
 
 
 def largest_cut(attempt: Callable[[float], Tried]) -> Tried | None:
@@ -49,32 +67,31 @@ def largest_cut(attempt: Callable[[float], Tried]) -> Tried | None:
 
 
 def by_clock(
-    plan_for: Callable[[float], Plan], clock: Callable[[Plan], float], share: float, *, seconds: float
-) -> tuple[Plan, float]:
+    plan_for: Callable[[float], Plan], clock: Callable[[Plan], float], share: float, first: float, seconds: float
+) -> Clocked:
     """Ask for plans until one takes the share of the time that is wanted: secant steps inside of a bracket.
 
     Args:
         plan_for: gives the plan for a predicted share.
         clock: times a plan, as a share of the whole.
         share: wanted, 0..1.
+        first: predicted share that is tried first.
         seconds: when to stop.
 
     Returns:
         The plan and its measured share: the largest that meets the budget, or the fastest where none does.
     """
-    start, asked, low, high = time.monotonic(), share, 0.0, 1.0
-    timed: dict[tuple[int, ...], float] = {}
-    plans: dict[tuple[int, ...], Plan] = {}
+    start, asked, low, high = time.monotonic(), first, 0.0, 1.0
+    timed: dict[tuple[int, ...], Clocked] = {}
     for _ in range(_TURNS):
         plan = plan_for(asked)
         if plan.kept not in timed:
-            timed[plan.kept], plans[plan.kept] = clock(plan), plan
-        ratio = timed[plan.kept]
+            timed[plan.kept] = Clocked(plan, clock(plan))
+        ratio = timed[plan.kept].ratio
         low, high = (asked, high) if ratio <= share else (low, asked)
         if abs(ratio - share) <= _NEAR * share or high - low < 0.005 or time.monotonic() - start > seconds:
             break
         guess = asked * share / ratio
         asked = guess if low < guess < high else (low + high) / 2
-    met = [kept for kept, ratio in timed.items() if ratio <= (1 + _NEAR) * share]
-    best = max(met, key=timed.__getitem__) if met else min(timed, key=timed.__getitem__)
-    return plans[best], timed[best]
+    met = [found for found in timed.values() if found.meets(share)]
+    return max(met, key=attrgetter("ratio")) if met else min(timed.values(), key=attrgetter("ratio"))

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 from onnxedge.api import Array, Feed, Session
+
+Held = dict[str, list[Array]]
+_NOTHING: Array = np.zeros(0)
 
 
 class Stream:
@@ -36,10 +40,24 @@ class Stream:
         for read in self._reads:
             for name in read:
                 self._waiting[name] = self._waiting.get(name, 0) + 1
-        names = [
+        self._inputs = [
             value.name or "" for value in model.graph.inputs if not value.is_initializer() or value.name in feeds[0]
         ]
-        self.held: dict[str, list[Array]] = {name: [feed[name] for feed in feeds] for name in names}
+        self.held: Held = {name: [feed[name] for feed in feeds] for name in self._inputs}
+
+    def join(self, feeds: Sequence[Feed]) -> None:
+        """Take up more feeds: they are brought to where the others are."""
+        self.release()
+        inner = [name for name in self.held if name not in self._inputs]
+        before, self.held = self.held, {name: [feed[name] for feed in feeds] for name in self._inputs}
+        if inner:
+            made = self._results(self._behind(inner), inner)
+            self.held = {name: made[name] if name in made else self.held[name] for name in before}
+        self.held = {name: [*arrays, *self.held[name]] for name, arrays in before.items()}
+
+    def keep(self, count: int) -> None:
+        """Drop all but the first feeds."""
+        self.held = {name: arrays[:count] for name, arrays in self.held.items()}
 
     def replace(self, node: ir.Node, index: int, array: Array) -> None:
         """Give an input of a node that has not run another constant."""
@@ -54,7 +72,7 @@ class Stream:
         nodes = self._missing(names)
         if nodes:
             self._run(nodes, names)
-        result = [self.held[name] for name in names]
+        result = [list(self.held[name]) for name in names]
         self._forget(set(names))
         return result
 
@@ -71,16 +89,21 @@ class Stream:
 
     def _missing(self, names: Sequence[str]) -> list[int]:
         """Return the nodes to run for some values, in the graph's order."""
-        found: set[int] = set()
-        stack = [name for name in names if name not in self.held]
-        while stack:
-            number = self._maker.get(stack.pop())
-            if number is None or number in found:
-                continue
+        numbers = self._behind([name for name in names if name not in self.held])
+        for number in numbers:
             if self._done[number]:
                 raise ValueError(f"a value of {self._nodes[number].op_type} was dropped")
-            found.add(number)
-            stack.extend(name for name in self._reads[number] if name not in self.held)
+        return numbers
+
+    def _behind(self, names: Sequence[str]) -> list[int]:
+        """Return the nodes that some values are computed by from what is held, in the graph's order."""
+        found: set[int] = set()
+        stack = list(names)
+        while stack:
+            number = self._maker.get(stack.pop())
+            if number is not None and number not in found:
+                found.add(number)
+                stack.extend(name for name in self._reads[number] if name not in self.held)
         return sorted(found)
 
     def _run(self, numbers: list[int], names: Sequence[str]) -> None:
@@ -89,15 +112,21 @@ class Stream:
             for name in self._reads[number]:
                 self._waiting[name] -= 1
         made = [name for n in numbers for name in self._protos[n].output if name]
-        wanted = [name for name in made if self._waiting.get(name, 0) > 0 or name in names]
+        self.held.update(self._results(numbers, [n for n in made if self._waiting.get(n, 0) > 0 or n in names], names))
+
+    def _results(self, numbers: list[int], wanted: Sequence[str], pinned: Collection[str] | None = None) -> Held:
+        """Run some nodes on each feed; with ``pinned`` what nothing else needs of it is dropped at once."""
         inputs = sorted({name for n in numbers for name in self._reads[n] if name in self.held})
         session = Session(self._segment(numbers, inputs, wanted), threads=self._threads)
         count = len(next(iter(self.held.values()))) if self.held else 1
-        outputs: dict[str, list[Array]] = {name: [] for name in wanted}
+        spent = [name for name in inputs if pinned is not None and not self._waiting[name] and name not in pinned]
+        outputs: Held = {name: [] for name in wanted}
         for k in range(count):
             for name, array in session.run({name: self.held[name][k] for name in inputs}).items():
                 outputs[name].append(array)
-        self.held.update(outputs)
+            for name in spent:
+                self.held[name][k] = _NOTHING
+        return outputs
 
     def _segment(self, numbers: list[int], inputs: Sequence[str], wanted: Sequence[str]) -> onnx.ModelProto:
         protos, constants = [], []
@@ -141,10 +170,18 @@ def held_bytes(model: ir.Model, shapes: Mapping[ir.Value, tuple[int, ...]], stop
         shapes: of its values.
         stops: values that are fetched.
     """
+    return max(held_by_stop(model, shapes, stops).values(), default=0)
+
+
+def held_by_stop(
+    model: ir.Model, shapes: Mapping[ir.Value, tuple[int, ...]], stops: Collection[ir.Value]
+) -> dict[ir.Value, int]:
+    """Return the bytes of float32 activations that a stream holds when a value is fetched, see :func:`held_bytes`."""
     order = list(model.graph)
     last = {value: n for n, node in enumerate(order) for value in node.inputs if value is not None}
     ends: dict[int, int] = {}
-    alive = most = 0
+    found: dict[ir.Value, int] = {}
+    alive = 0
     for number, node in enumerate(order):
         for value in node.outputs:
             size = 4 * math.prod(shapes.get(value, (0,)))
@@ -152,9 +189,8 @@ def held_bytes(model: ir.Model, shapes: Mapping[ir.Value, tuple[int, ...]], stop
             finish = max(last.get(value, number), number)
             ends[finish] = ends.get(finish, 0) + size
         alive -= ends.pop(number, 0)
-        if any(value in stops for value in node.outputs):
-            most = max(most, alive)
-    return most
+        found |= {value: alive for value in node.outputs if value in stops}
+    return found
 
 
 def _reads(proto: onnx.NodeProto) -> set[str]:

@@ -10,13 +10,14 @@ from scipy.linalg import cho_factor, cho_solve
 
 from onnxedge.api import Array, Context, Part, UserError, constant, find_importance, forked
 from onnxedge_passes.prune.allocation import widths
+from onnxedge_passes.prune.branches import close_branches
 from onnxedge_passes.prune.compensation import Constants, masked_constants
 from onnxedge_passes.prune.importance import curves
 from onnxedge_passes.prune.labels import Reader
 from onnxedge_passes.prune.linear import Gram, Linear, bias_vector, weight_array, weight_matrix
 from onnxedge_passes.prune.prune import analyse, prepare
 from onnxedge_passes.prune.run import Pruning
-from onnxedge_passes.prune.statistics import BY_WEIGHTS, Statistics, measure
+from onnxedge_passes.prune.statistics import BY_WEIGHTS, Statistics
 from onnxedge_passes.prune.stored import restore
 from onnxedge_passes.prune.surgery import remnants
 from onnxedge_passes.prune.trial import carry_out
@@ -45,7 +46,7 @@ class Widths:
             CannotRun: the runtime does not run the model.
             UserError: no group can be cut.
         """
-        gammas = prepare(model, context)
+        gammas = prepare(model, context, options.samples)
         self._options, self._context, self._model, self._thorough = options, context, model, thorough
         self._groups = groups = analyse(model, context)
         if not groups.free:
@@ -53,9 +54,7 @@ class Widths:
         self._pruning = Pruning(options, groups, gammas, context)
         self._statistics: Statistics | None = None
         if options.repair != "none" or options.importance not in BY_WEIGHTS:
-            samples = self._pruning.fit
-            feeds = context.progress.track(samples, "prune: statistics", len(samples))
-            self._statistics = measure(groups, feeds, len(samples), context.seed, context.threads)
+            self._statistics = Statistics(groups, self._pruning.fit, context)
         score = None if options.importance == "obs" else find_importance(options.importance)
         self._curves = curves(groups, score, self._statistics, gammas, options.ridge, seed=context.seed)
         self.parts = tuple(Part(group.name, len(group.units) * group.channels) for group in groups.free)
@@ -85,6 +84,7 @@ class Widths:
         moved = {(twin[node], index): array for (node, index), array in constants.items()}
         carry_out(groups, remnants(groups), removed, moved)
         restore(copy)
+        close_branches(copy)
         return copy
 
     def _counts(self, part: int | None, ratio: float) -> list[int]:
@@ -102,10 +102,14 @@ class Widths:
         """Return the weights with zeros where channels are gone, the others refitted to the same outputs."""
         constants = masked_constants(self._groups, removed)
         assert self._statistics is not None
-        for reader, gram in self._statistics.grams.items():
-            gone = removed[self._groups.units_of(reader.ends)]
-            if gone.any() and not gone.all() and gram.is_finite:
-                constants |= self._least_squares(reader, gram, self._statistics.linear[reader], gone)
+        for group in self._groups.free:
+            if not removed[group.units].any():
+                continue
+            for reader in (end.reader for end in group.ends):
+                gone = removed[self._groups.units_of(reader.ends)]
+                gram = self._statistics.gram(reader, group)
+                if gram is not None and not gone.all() and gram.is_finite:
+                    constants |= self._least_squares(reader, gram, self._statistics.linear[reader], gone)
         return constants
 
     def _least_squares(self, reader: Reader, gram: Gram, linear: Linear, gone: Array) -> Constants:

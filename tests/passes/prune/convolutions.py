@@ -28,6 +28,49 @@ EFFICIENT = """g (float[N,3,8,8] x) => (float[N,5] y) {
   y = Gemm<transB=1>(l, w6, b6)
 }"""
 
+PLAIN = """g (float[N,3,16,16] x) => (float[N,5] y) {
+  a = Conv<pads=[1,1,1,1]>(x, w0, b0)
+  b = BatchNormalization(a, gamma, beta, mean, var)
+  c = Relu(b)
+  d = MaxPool<kernel_shape=[2,2], strides=[2,2]>(c)
+  e = Conv<pads=[1,1,1,1], strides=[2,2], dilations=[1,1]>(d, w1, b1)
+  f = Elu(e)
+  h = Conv<kernel_shape=[3,3], auto_pad="SAME_UPPER", strides=[2,2]>(f, w2)
+  i = Softplus(h)
+  j = Reshape(i, flat)
+  k0 = Gemm(j, w3, b3)
+  k = Relu(k0)
+  y = Gemm<transB=1>(k, w4, b4)
+}"""
+
+BOTTLENECK = """g (float[N,3,8,8] x) => (float[N,5] y) {
+  s0 = Conv<pads=[1,1,1,1]>(x, w0, b0)  s = Relu(s0)
+  a0 = Conv(s, w1, b1)  a = Relu(a0)
+  b0_ = Conv<pads=[1,1,1,1], strides=[2,2]>(a, w2, b2)  b = Relu(b0_)
+  c = Conv(b, w3, b3)
+  p = Conv<strides=[2,2]>(s, w4, b4)
+  r0 = Add(c, p)  r = Relu(r0)
+  d0 = Conv(r, w5, b5)  d = Relu(d0)
+  e0 = Conv<pads=[1,1,1,1]>(d, w6, b6)  e = Relu(e0)
+  f = Conv(e, w7, b7)
+  t0 = Add(f, r)  t = Relu(t0)
+  m = ReduceMean<axes=[2,3], keepdims=0>(t)
+  y = MatMul(m, w8)
+}"""
+
+MOBILE_V1 = """g (float[N,3,8,8] x) => (float[N,5,1,1] y) {
+  low = Constant<value_float=0.0>()  high = Constant<value_float=6.0>()
+  a0 = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w0)
+  a1 = BatchNormalization(a0, gamma, beta, mean, var)  a = Clip(a1, low, high)
+  h0 = Conv<pads=[1,1,1,1], group=8>(a, w1)
+  h1 = BatchNormalization(h0, gamma, beta, mean, var)  b = Clip(h1, low, high)
+  c0 = Conv(b, w2, b2)  c = Clip(c0, low, high)
+  d0 = Conv<pads=[1,1,1,1], strides=[2,2], group=12>(c, w3, b3)  d = Clip(d0, low, high)
+  e0 = Conv(d, w4, b4)  e = Clip(e0, low, high)
+  f = AveragePool<kernel_shape=[2,2]>(e)
+  y = Conv(f, w5, b5)
+}"""
+
 INCEPTION = """g (float[N,3,8,8] x) => (float[N,5,8,8] y) {
   s = Conv(x, w0, b0)
   a = Relu(s)
@@ -162,6 +205,21 @@ def efficient() -> ir.Model:
     return build(EFFICIENT, {**_pairs(sizes), "w6": (5, 8), "b6": (5,)})
 
 
+def plain() -> ir.Model:
+    weights = _pairs([(8, 3, 3, 3), (6, 8, 3, 3), (4, 6, 3, 3), (16, 10), (5, 10)]) | {"b4": (5,)}
+    return build(PLAIN, weights | dict.fromkeys(("gamma", "beta", "mean", "var"), (8,)), {"flat": [0, -1]})
+
+
+def bottleneck() -> ir.Model:
+    sizes = [(8, 3, 3, 3), (4, 8, 1, 1), (4, 4, 3, 3), (16, 4, 1, 1), (16, 8, 1, 1), (6, 16, 1, 1), (6, 6, 3, 3)]
+    return build(BOTTLENECK, {**_pairs([*sizes, (16, 6, 1, 1)]), "w8": (16, 5)})
+
+
+def mobile_v1() -> ir.Model:
+    sizes = [(8, 3, 3, 3), (8, 1, 3, 3), (12, 8, 1, 1), (12, 1, 3, 3), (10, 12, 1, 1), (5, 10, 1, 1)]
+    return build(MOBILE_V1, _pairs(sizes) | dict.fromkeys(("gamma", "beta", "mean", "var"), (8,)))
+
+
 def inception() -> ir.Model:
     sizes = [(8, 3), (4, 8), (6, 8), (8, 6, 3), (4, 8), (6, 4, 5), (4, 8), (5, 22)]
     return build(INCEPTION, _pairs([(o, i, *(k or [1]), *(k or [1])) for o, i, *k in sizes]))
@@ -225,6 +283,9 @@ def quantized() -> ir.Model:
 
 
 CONVOLUTIONS = {
+    "plain": (plain, (3, 16, 16), {(8, 1), (6, 1), (4, 1), (10, 1)}),
+    "bottleneck": (bottleneck, (3, 8, 8), {(8, 1), (4, 1), (16, 1), (6, 1)}),
+    "mobile_v1": (mobile_v1, (3, 8, 8), {(8, 1), (12, 1), (10, 1)}),
     "efficient": (efficient, (3, 8, 8), {(8, 1), (16, 1), (4, 1)}),
     "inception": (inception, (3, 8, 8), {(8, 1), (4, 1), (6, 1)}),
     "shuffle_v2": (shuffle_v2, (3, 8, 8), {(8, 1)}),

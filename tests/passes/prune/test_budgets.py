@@ -141,6 +141,9 @@ def test_scores_are_what_they_say() -> None:
         ({"steps": 0}, "is not 1 to 100"),
         ({"bytes": 0.0}, "not a share"),
         ({"latency": 0.5, "macs": 0.5}, "one budget at a time"),
+        ({"macs": 0.5, "behind": ("int8",)}, "give latency=, too"),
+        ({"latency": 0.5, "behind": ("int9",)}, "did you mean 'int8'"),
+        ({"latency": 0.5, "behind": ("prune",)}, "not prune itself"),
     ],
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:
@@ -181,15 +184,16 @@ def test_clock_corrects_what_was_predicted(bias: float) -> None:
         asked.append(share)
         return Plan((round(100 * share),), share)
 
-    plan, ratio = by_clock(plan_for, lambda plan: 1 - bias * (1 - plan.kept[0] / 100), 0.6, seconds=60)
-    assert ratio == pytest.approx(0.6, rel=0.03)
-    assert plan.kept[0] == pytest.approx(100 - 40 / bias, abs=2)
+    timed = by_clock(plan_for, lambda plan: 1 - bias * (1 - plan.kept[0] / 100), 0.6, 0.6, 60)
+    assert timed.ratio == pytest.approx(0.6, rel=0.03)
+    assert timed.plan.kept[0] == pytest.approx(100 - 40 / bias, abs=2)
     assert len(asked) <= 7
 
 
 def test_clock_gives_the_fastest_where_the_budget_is_out_of_reach() -> None:
-    plan, ratio = by_clock(lambda share: Plan((5,), 0.5), lambda plan: 0.5, 0.1, seconds=60)
-    assert (plan.kept, ratio) == ((5,), 0.5)
+    timed = by_clock(lambda share: Plan((5,), 0.5), lambda plan: 0.5, 0.1, 0.1, 60)
+    assert (timed.plan.kept, timed.ratio) == ((5,), 0.5)
+    assert not timed.meets(0.1)
 
 
 def test_default_says_what_the_clock_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from branching import BRANCHING
 from convolutions import CONVOLUTIONS
 from onnxedge_passes.prune import Prune
+from onnxedge_passes.prune.branches import close_branches
 from onnxedge_passes.prune.compensation import masked_constants
 from onnxedge_passes.prune.cut import Cut
 from onnxedge_passes.prune.facts import Facts
@@ -17,6 +19,7 @@ from onnxedge_passes.prune.prune import analyse, prepare
 from onnxedge_passes.prune.surgery import apply
 from onnxedge_passes.prune.trial import masked
 from sequences import SEQUENCES
+from sharing import HELD, SHARING, held
 from topologies import (
     ATTENTION,
     ATTENTION_WEIGHTS,
@@ -40,7 +43,7 @@ from topologies import (
     images,
 )
 
-from onnxedge.api import Array, Context, Session, from_arrays, refresh_scopes, weight_bytes
+from onnxedge.api import Array, Context, Feed, Session, from_arrays, refresh_scopes, weight_bytes
 from onnxedge.target import load_packaged_target
 
 PADS = {"starts": [0, 0], "ends": [99, 99], "axes": [2, 3], "steps": [2, 2], "pads": [0, 4, 0, 0, 0, 4, 0, 0]}
@@ -155,6 +158,8 @@ MODELS: dict[str, tuple[Callable[[], ir.Model], tuple[int, ...], set[tuple[int, 
     "shared": (lambda: build(SHARED, SHARED_WEIGHTS), (4, 8, 8), {(8, 1)}),
     **CONVOLUTIONS,
     **SEQUENCES,
+    **BRANCHING,
+    **SHARING,
 }
 
 
@@ -172,6 +177,14 @@ def analysed(model: ir.Model, sample: Array) -> Groups:
     refresh_scopes(model)
     prepare(model, context)
     return analyse(model, context)
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_what_has_two_roles_is_held(name: str) -> None:
+    model, samples, reason = held(name)
+    groups = bare(model, samples)
+    assert groups.free == []
+    assert any(reason in told for _, _, told in groups.labels.locks)
 
 
 def some_units(groups: Groups, seed: int) -> Array:
@@ -197,18 +210,24 @@ def test_cut_equals_masked(name: str, seed: int) -> None:
     make, shape, _ = MODELS[name]
     model = make()
     groups = analysed(model, images(shape))
-    removed = some_units(groups, seed)
-    cut = Cut(groups, removed)
+    before = weight_bytes(model)
+    samples = images(shape, 3, seed)
+    assert_cut_equals_masked(groups, some_units(groups, seed), [{"x": sign * samples} for sign in (1, -1)])
+    assert weight_bytes(model) < before
+
+
+def assert_cut_equals_masked(groups: Groups, removed: Array, feeds: Sequence[Feed]) -> None:
+    """Cut the model and compare it with the original in which the weights that read what goes are 0."""
+    model, cut = groups.labels.facts.model, Cut(groups, removed)
     assert cut.failures == []
     constants = masked_constants(groups, removed)
-    feed = {"x": images(shape, 3, seed)}
-    wanted = Session(masked(model, constants), level="disable").run(feed)
-    before = weight_bytes(model)
+    wanted = [Session(masked(model, constants), level="disable").run(feed) for feed in feeds]
     apply(cut, constants)
-    found = Session(model, level="disable").run(feed)
-    for output, array in wanted.items():
-        assert_equal(found[output], array)
-    assert weight_bytes(model) < before
+    close_branches(model)
+    for feed, outputs in zip(feeds, wanted, strict=True):
+        found = Session(model, level="disable").run(feed)
+        for name, array in outputs.items():
+            assert_equal(found[name], array)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -221,8 +240,8 @@ def test_dead_channels_go_and_nothing_else(name: str) -> None:
     kill(groups, np.concatenate(dead))
     full = macs_at(groups, [len(group.units) for group in groups.free])
     alive = macs_at(groups, [len(group.units) - len(gone) for group, gone in zip(groups.free, dead, strict=True)])
-    feed = {"x": images(shape, 3, 5)}
-    wanted = Session(model, level="disable").run(feed)
+    wanted = both(model, shape, 5)
+    close_branches(model)
     context = Context(
         load_packaged_target("onnxedge.targets", "ort-cpu"),
         from_arrays(Session(model).inputs, {"x": images(shape)}),
@@ -232,11 +251,16 @@ def test_dead_channels_go_and_nothing_else(name: str) -> None:
     context.begin("prune")
     share = (alive + groups.other_macs) / (full + groups.other_macs)
     result = Prune(macs=share + 1e-6, importance="l2", repair="none", multiple=1).run(model, context)
-    found = Session(model, level="disable").run(feed)
-    for output, array in wanted.items():
-        assert_equal(found[output], array)
+    for array, expected in zip(both(model, shape, 5), wanted, strict=True):
+        assert_equal(array, expected)
     saved = result.figures["macs_before"] - result.figures["macs_after"]
     assert saved * groups.labels.facts.samples >= 0.95 * (full - alive)
+
+
+def both(model: ir.Model, shape: tuple[int, ...], seed: int) -> list[Array]:
+    """Return the outputs for samples and for their opposites, which take the other branch of an If."""
+    session, samples = Session(model, level="disable"), images(shape, 3, seed)
+    return [array for sign in (1, -1) for array in session.run({"x": sign * samples}).values()]
 
 
 def kill(groups: Groups, units: Array) -> None:
@@ -301,3 +325,11 @@ def test_constant_tokens_beside_channels_are_cut_with_them() -> None:
     wanted = Session(masked(model, constants)).run(feed)["y"]
     apply(Cut(groups, removed), constants)
     assert_equal(Session(model).run(feed)["y"], wanted)
+
+
+def test_channels_in_one_row_with_fixed_ones_are_told() -> None:
+    text = """g (float[N,10] x) => (float[N,4,2] y) {
+      a = MatMul(x, w0)  b = Concat<axis=1>(a, x)  c = Reshape(b, rows)  y = MatMul(c, w1) }"""
+    groups = bare(build(text, {"w0": (10, 6), "w1": (4, 2)}, {"rows": [0, 4, 4]}), images((10,)))
+    assert groups.free == []
+    assert "lies along one axis with fixed channels" in [group.reason for group in groups.locked if group.begins]

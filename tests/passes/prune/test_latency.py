@@ -8,19 +8,24 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnxedge_passes.prune.allocation import Measure, widths
+from onnxedge_passes.prune import Prune
+from onnxedge_passes.prune.allocation import Measure, Plan, widths
 from onnxedge_passes.prune.compensation import repair
+from onnxedge_passes.prune.importance import Curve
 from onnxedge_passes.prune.latency import Grid, Table, Timed, levels
 from onnxedge_passes.prune.layers import Branches, branch_of, layers
+from onnxedge_passes.prune.plans import Planner, priced
 from onnxedge_passes.prune.prune import prepare
+from onnxedge_passes.prune.run import Pruning
+from onnxedge_passes.prune.search import Clocked
 from onnxedge_passes.prune.surgery import remnants
-from onnxedge_passes.prune.trial import Clock, carry_out
+from onnxedge_passes.prune.trial import Clock, carry_out, in_turns
 from test_budgets import CHAIN, CHAIN_WEIGHTS
 from test_groups import MODELS, analysed
 from test_prune import context_of, prune
 from topologies import RESIDUAL, RESIDUAL_WEIGHTS, build, images
 
-from onnxedge.api import Session, constant, kernel_times, set_constant, to_proto
+from onnxedge.api import Array, Feed, Session, constant, kernel_times, set_constant, to_proto
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +106,7 @@ def test_clock_leaves_the_model_as_it_is() -> None:
     model = build(RESIDUAL, RESIDUAL_WEIGHTS)
     groups = analysed(model, images((3, 8, 8)))
     before = to_proto(model).SerializeToString(deterministic=True)
-    clock = Clock(groups, remnants(groups), {"x": images((3, 8, 8), 1)}, 1)
+    clock = Clock(groups, remnants(groups), {"x": images((3, 8, 8), 1)}, context_of(model, images((3, 8, 8))))
     removed = np.zeros(len(groups.component), bool)
     for group in groups.free:
         removed[group.units[1:]] = True
@@ -115,6 +120,69 @@ def test_latency_budget_is_carried_out() -> None:
     assert {"latency_predicted", "latency_measured", "layers_timed"} <= set(result.figures)
     assert Session(model).run({"x": images((3, 12, 12), 5)})["y"].shape == (5, 5)
     assert isinstance(model, ir.Model)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_turns_give_a_ratio(threads: int) -> None:
+    session = Session(build(CHAIN, CHAIN_WEIGHTS), threads=threads)
+    assert in_turns(session, session, {"x": images((3, 12, 12), 1)}, threads=threads) > 0
+
+
+def test_what_comes_behind_is_timed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock sees quantized models, the model that is cut stays float."""
+    timed: list[set[str]] = []
+
+    def turns(first: Session, second: Session, feed: Feed, *, threads: int) -> float:
+        return 0.5 * len(timed) / (1 + len(timed))
+
+    def loaded(model: ir.Model, *, threads: int) -> Session:
+        timed.append({node.op_type for node in model.graph})
+        return Session(model, threads=threads)
+
+    monkeypatch.setattr("onnxedge_passes.prune.trial.in_turns", turns)
+    monkeypatch.setattr("onnxedge_passes.prune.trial.Session", loaded)
+    model = build(CHAIN, CHAIN_WEIGHTS)
+    groups = analysed(model, images((3, 12, 12)))
+    context = context_of(model, images((3, 12, 12)))
+    clock = Clock(groups, remnants(groups), {"x": images((3, 12, 12), 1)}, context, behind=("fuse", "int8"))
+    clock.ratio(np.zeros(len(groups.component), bool))
+    assert "QuantizeLinear" not in timed[0]
+    assert "QuantizeLinear" in timed[1]
+    assert not any(node.op_type == "QuantizeLinear" for node in model.graph)
+
+
+def test_the_best_of_several_plans_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = [Plan((2, 2, 2, 4), 0.7), Plan((6, 10, 14, 14), 0.7), Plan((2, 2, 14, 14), 0.7)]
+    clocked = [Clocked(plan, 0.7 + 0.01 * number) for number, plan in enumerate(plans)]
+    monkeypatch.setattr(Planner, "clocked", lambda self, found, share, gone: clocked)
+    model = build(RESIDUAL, RESIDUAL_WEIGHTS)
+    result, _ = prune(model, images((3, 8, 8), 64), latency=0.7, timing_s=5)
+    assert [width["after"] for width in result.figures["widths"]] == list(plans[1].kept)
+    assert (result.figures["plans_refitted"], result.figures["latency_measured"]) == (3, 0.71)
+
+
+def test_plans_take_the_time_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that says nine tenths of what the table does."""
+    model = build(RESIDUAL, RESIDUAL_WEIGHTS)
+    context = context_of(model, images((3, 8, 8), 64))
+    gammas = prepare(model, context)
+    groups = analysed(model, images((3, 8, 8)))
+    pruning = Pruning(Prune(latency=0.7, multiple=1, timing_s=10), groups, gammas, context)
+    meter = pruning.planner.meter
+
+    def ratio(self: Clock, removed: Array) -> float:
+        return 0.9 * meter.at([int((~removed[group.units]).sum()) for group in groups.free]) / meter.total
+
+    monkeypatch.setattr(Clock, "ratio", ratio)
+    found = pruning.planner.clocked(pruning.curves(), 0.7)
+    assert all(timed.meets(0.7) and timed.ratio == pytest.approx(0.9 * timed.plan.share) for timed in found)
+    assert len({timed.plan.kept for timed in found}) == len(found)
+
+
+def test_only_a_whole_group_gets_another_price() -> None:
+    curve = Curve(np.arange(3), np.array([0.0, 0.1, 0.2, 0.6]))
+    assert priced(curve, 0.5).error.tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert curve.error[-1] == 0.6
 
 
 def test_a_bare_block_leaves_nothing() -> None:

@@ -59,10 +59,10 @@ LOCKED: dict[str, tuple[str, Shapes]] = {
         CONV,
     ),
     "read inside a subgraph": (
-        "g (float[N,8] x) => (float[N,4] y) { a = MatMul(x, w0) s = ReduceSum<keepdims=0>(x) "
-        "z = Constant<value_float=0.0>() c = Greater(s, z) "
-        "b = If(c)<then_branch = t () => (float[N,8] p) { p = Relu(a) }, "
-        "else_branch = e () => (float[N,8] q) { q = Neg(a) }> y = MatMul(a, w1) d = MatMul(b, w1) }",
+        "g (float[N,8] x) => (float[N,4] y) { a = MatMul(x, w0) n = Constant<value_int=2>() t = "
+        "Constant<value=bool {1}>() "
+        "b = Loop(n, t, x)<body = l (int64 i, bool c, float[N,8] p) => (bool d, float[N,8] q) { d = Identity(c) "
+        "q = Add(p, a) }> e = Add(a, b) y = MatMul(e, w1) }",
         MATRICES,
     ),
     "computes with the number of channels": (

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnxedge_passes.prune import Prune
+from onnxedge_passes.prune.branches import close_branches
 from onnxedge_passes.prune.linear import weight_matrix
 from onnxedge_passes.prune.stream import Stream
 from test_groups import MODELS, analysed
@@ -54,20 +55,21 @@ def test_dead_channels_go_first(name: str) -> None:
     model = make()
     groups = analysed(model, images(shape))
     dead = total = 0
-    weights = {reader: np.array(constant(reader.weight)) for reader in groups.labels.readers}
+    weights = {reader.weight: np.array(constant(reader.weight)) for reader in groups.labels.readers}
     for group in groups.free:
         units = group.units[::2][: len(group.units) - 1]
         dead += len(units) * group.channels
         total += len(group.units) * group.channels
         for end in group.ends:
             gone = np.isin(groups.units_of(end.reader.ends), units)
-            np.moveaxis(weights[end.reader], end.reader.axes.input, 0)[gone] = 0
+            np.moveaxis(weights[end.reader.weight], end.reader.axes.input, 0)[gone] = 0
     made: dict[ir.Value, ir.Value] = {}
-    for reader, weight in weights.items():
+    for reader in groups.labels.readers:
         if reader.weight in made:
             reader.node.replace_input_with(reader.axes.index, made[reader.weight])
         else:
-            made[reader.weight] = set_constant(reader.node, reader.axes.index, weight)
+            made[reader.weight] = set_constant(reader.node, reader.axes.index, weights[reader.weight])
+    close_branches(model)
     feed = {"x": images(shape, 4, 9)}
     wanted = Session(model).run(feed)
     result, _ = prune(model, images(shape), ratio=1 - dead / total, multiple=1)

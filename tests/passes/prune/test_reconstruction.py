@@ -113,7 +113,45 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         name: (plain(f"y = {name}(x)"), MATRIX)
         for name in ("Relu", "Sigmoid", "Tanh", "Erf", "HardSigmoid", "HardSwish", "LeakyRelu", "Exp", "Neg")
     },
+    "MaxPool": (
+        "g (float[N,C,H,W] x) => (float[a,b,c,d] y) { z = MaxPool<kernel_shape=[3,2],strides=[2,1],pads=[1,0,1,1]>(x)"
+        " q = Mul(z, z) y = MaxPool<kernel_shape=[2,2],dilations=[1,2]>(q) }",
+        {"x": (2, 3, 7, 6)},
+    ),
+    "MaxPool, rounded up": (
+        "g (float[N,C,H,W] x) => (float[a,b,c,d] y) { y = MaxPool<kernel_shape=[2,2],strides=[2,3],ceil_mode=1>(x) }",
+        {"x": (2, 3, 5, 6)},
+    ),
+    "ConvTranspose": (
+        "g (float[N,C,H,W] x, float[C,O,K,L] w, float[O] c) => (float[a,b,c,d] y)"
+        "{ y = ConvTranspose<strides=[2,1],pads=[1,0,0,1],output_padding=[1,0]>(x, w, c) }",
+        {"x": (2, 4, 3, 5), "w": (4, 3, 3, 2), "c": (3,)},
+    ),
+    "ConvTranspose, grouped": (
+        "g (float[N,C,H,W] x, float[C,O,K,L] w) => (float[a,b,c,d] y)"
+        "{ y = ConvTranspose<group=2,dilations=[1,2]>(x, w) }",
+        {"x": (2, 4, 3, 5), "w": (4, 3, 3, 2)},
+    ),
+    "Gather": (
+        plain("a = Gather<axis=1>(x, k) y = Mul(a, a)", "<int64[4] k = {0,-1,2,0}>"),
+        MATRIX,
+    ),
+    "Gather of one": (
+        "g (float[N,T,C] x) => (float[a,b] y) <int64 k = {1}> { a = Gather<axis=1>(x, k) y = Mul(a, a) }",
+        {"x": (2, 3, 4)},
+    ),
+    "Log": (plain("z = Mul(x, x) a = Add(z, one) y = Log(a)", "<float one = {1}>"), MATRIX),
+    "Cast": (
+        plain("k = Greater(x, zero) m = Cast<to=1>(k) s = Cast<to=1>(x) y = Mul(s, m)", "<float zero = {0}>"),
+        MATRIX,
+    ),
 }
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gradient_of_gelu(approximate: str) -> None:
+    text = plain(f'y = Gelu<approximate="{approximate}">(x)')
+    agrees(parser.parse_model(HEADER.replace("17", "20") + text), MATRIX)
 
 
 def run(model: onnx.ModelProto, feed: dict[str, Array], outputs: list[str]) -> list[Array]:
@@ -129,7 +167,10 @@ def run(model: onnx.ModelProto, feed: dict[str, Array], outputs: list[str]) -> l
 def test_gradient_is_the_slope(name: str) -> None:
     """The gradient along a random direction equals the difference of the outputs a little to both sides."""
     text, shapes = CASES[name]
-    model = parser.parse_model(HEADER + text)
+    agrees(parser.parse_model(HEADER + text), shapes)
+
+
+def agrees(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> None:
     rng = np.random.default_rng(0)
     feed = {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
     if "p" in feed:
@@ -137,7 +178,8 @@ def test_gradient_is_the_slope(name: str) -> None:
     known = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     names = [value for node in model.graph.node for value in node.output]
     values = dict(zip(names, run(model, feed, names), strict=True)) | feed | known
-    back = Backward(list(model.graph.node), {key: array.shape for key, array in values.items()}, known)
+    dtypes = {key: array.dtype for key, array in values.items()}
+    back = Backward(list(model.graph.node), {key: array.shape for key, array in values.items()}, known, dtypes)
     seed = rng.standard_normal(values["y"].shape).astype(np.float32)
     gradients = back.differentiate({"y": "seed"}, list(feed))
     whole = onnx.ModelProto()
@@ -162,6 +204,10 @@ def test_gradient_is_the_slope(name: str) -> None:
         "e = Abs(x) y = Pow(e, x)",
         "y = Gemm<alpha=2.0>(x, x)",
         "a, b = TopK(x, k) y = Identity(a)",
+        "y = Gather(x, i)",
+        "a = Cast<to=10>(x) y = Cast<to=1>(a)",
+        'y = ConvTranspose<auto_pad="SAME_UPPER">(x, x)',
+        'y = MaxPool<kernel_shape=[2],auto_pad="SAME_UPPER">(x)',
     ],
 )
 def test_what_has_no_rule_is_refused(body: str) -> None:
