@@ -37,7 +37,8 @@ TOKENS, FEATURES, HEADS, LAYERS = 96, 128, 4, 4
 STEPS, BATCH = 260, 16
 WAYS = {
     "float": "",
-    "int8": "int8(min_sqnr=-99)",
+    "int8 plain": "int8(min_sqnr=-99,smooth=off,equalize=off)",
+    "int8 smoothed": "int8(min_sqnr=-99)",
     "int8(mode=dynamic)": "int8(mode=dynamic,min_sqnr=-99)",
     "int4 rtn": "method=rtn",
     "int4 hqq": "method=hqq",
@@ -196,8 +197,10 @@ def with_outliers(model: ir.Model, spread: float) -> None:
     """
     rng = np.random.default_rng(3)
     for norm in model.graph:
-        readers = [use.node for use in norm.outputs[0].uses()] if norm.op_type == "LayerNormalization" else []
-        if not readers or any(n.op_type != "MatMul" or constant(n.inputs[1]) is None for n in readers):
+        readers = _readers(norm.outputs[0]) if norm.op_type == "LayerNormalization" else []
+        if not readers or any(n.op_type not in ("MatMul", "Gemm") or constant(n.inputs[1]) is None for n in readers):
+            continue
+        if any(node.attributes.get_int("transB", 0) for node in readers):
             continue
         factor = np.where(rng.permutation(FEATURES) % 32 == 0, spread, 1.0).astype(np.float32)
         changes = [(norm, 1, factor), (norm, 2, factor), *((node, 1, 1 / factor[:, None]) for node in readers)]
@@ -205,6 +208,14 @@ def with_outliers(model: ir.Model, spread: float) -> None:
             array = constant(node.inputs[index])
             assert array is not None
             set_constant(node, index, array * by)
+
+
+def _readers(value: ir.Value) -> list[ir.Node]:
+    """Return the nodes that read a value, behind a Reshape to rows too."""
+    readers: list[ir.Node] = []
+    for use in value.uses():
+        readers += _readers(use.node.outputs[0]) if use.node.op_type == "Reshape" else [use.node]
+    return readers
 
 
 def surprise(model: ir.Model, text: Array) -> Array:

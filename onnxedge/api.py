@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from onnxedge.autodiff import OPSET as GRADIENT_OPSET
+from onnxedge.autodiff import Backward, NoGradient, graph_values
 from onnxedge.bridges import GraphSurgeonPass, PatternPass
 from onnxedge.data import Batch, Data, Preprocess, from_arrays, model_inputs, open_data, synthesise
 from onnxedge.errors import OnnxEdgeError, PassError, UserError, did_you_mean, first_line
 from onnxedge.importance import Score, Units
-from onnxedge.metrics import Comparison
+from onnxedge.metrics import Comparison, load_metric
 from onnxedge.model.edit import (
     add_initializer,
     bypass,
@@ -59,7 +61,7 @@ from onnxedge.operators import (
 )
 from onnxedge.parts import ChannelGroup, ChannelGroups, Member, Part, Variations, member_positions
 from onnxedge.passes import Accuracy, Context, Note, Pass, Result
-from onnxedge.placement import Placement, Unit, clip_bounds, place, predict
+from onnxedge.placement import Costs, Coverage, Placement, Unit, clip_bounds, integer_nodes, place, predict, read_back
 from onnxedge.probe import is_tame
 from onnxedge.registry import find_importance, find_pass
 from onnxedge.runtime import (
@@ -70,40 +72,58 @@ from onnxedge.runtime import (
     Latency,
     Session,
     capture,
+    flattened,
     kernel_times,
     latency_ratio,
     optimized_graph,
 )
 from onnxedge.target import KernelCost, Quantization, Target
+from onnxedge.training.augment import Augmentation
+from onnxedge.training.choice import Choice
+from onnxedge.training.choice import Score as TrainingScore
 from onnxedge.training.compose import Composed, compose
-from onnxedge.training.engine import Trained, train
+from onnxedge.training.engine import Trained, choose_engine, train
+from onnxedge.training.loop import History, Loop, train_loop
+from onnxedge.training.loop import Samples as TrainingSamples
 from onnxedge.training.losses import Feature, HardLabels, Loss, Regression, SoftLabels, distillation
+from onnxedge.training.rows import check_rows, store_rows
 from onnxedge.training.settings import Settings as TrainingSettings
+from onnxedge.training.store import digest_of, run_folder
+from onnxedge.training.teacher import Teacher, matched_inputs
 from onnxedge.verify import infer_shapes
 
 __all__ = [
+    "GRADIENT_OPSET",
     "OPERATORS",
     "Accuracy",
     "Array",
+    "Augmentation",
+    "Backward",
     "Batch",
     "CannotRun",
     "ChannelGroup",
     "ChannelGroups",
+    "Choice",
     "Comparison",
     "Composed",
     "Context",
+    "Costs",
+    "Coverage",
     "Data",
     "Feature",
     "Feed",
     "GraphSurgeonPass",
     "HardLabels",
+    "History",
     "InputSpec",
     "KernelCost",
     "KernelTime",
     "Kind",
     "Latency",
+    "Loop",
     "Loss",
     "Member",
+    "NoGradient",
     "Note",
     "OnnxEdgeError",
     "Operator",
@@ -120,7 +140,10 @@ __all__ = [
     "Session",
     "SoftLabels",
     "Target",
+    "Teacher",
     "Trained",
+    "TrainingSamples",
+    "TrainingScore",
     "TrainingSettings",
     "Unit",
     "Units",
@@ -133,24 +156,30 @@ __all__ = [
     "bypass",
     "cache_folder",
     "capture",
+    "check_rows",
+    "choose_engine",
     "clip_bounds",
     "compose",
     "constant",
     "constant_tensor",
     "data_inputs",
     "did_you_mean",
+    "digest_of",
     "distillation",
     "drop_if_unused",
     "find_importance",
     "find_pass",
     "first_line",
+    "flattened",
     "forked",
     "from_arrays",
     "graph_of",
+    "graph_values",
     "graphs_of",
     "infer_shapes",
     "insert_after",
     "insert_before",
+    "integer_nodes",
     "is_constant",
     "is_standard",
     "is_tame",
@@ -158,7 +187,9 @@ __all__ = [
     "kernel_times",
     "latency_ratio",
     "load",
+    "load_metric",
     "macs",
+    "matched_inputs",
     "member_positions",
     "model_inputs",
     "model_macs",
@@ -172,6 +203,7 @@ __all__ = [
     "optimized_graph",
     "place",
     "predict",
+    "read_back",
     "refresh_scopes",
     "refuse_overwrite",
     "release_captured",
@@ -179,16 +211,19 @@ __all__ = [
     "replace_content",
     "replace_input",
     "replace_uses",
+    "run_folder",
     "save",
     "scope_of",
     "scratch_directory",
     "set_constant",
     "sole_consumer",
     "static_shape",
+    "store_rows",
     "subgraphs",
     "synthesise",
     "to_proto",
     "train",
+    "train_loop",
     "unique_name",
     "unique_node_name",
     "unordered",

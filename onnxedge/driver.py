@@ -27,12 +27,12 @@ from onnxedge.model.interface import Declared
 from onnxedge.model.serialize import drop_inferred, has_external_data, written_bytes
 from onnxedge.model.skeleton import Skeleton
 from onnxedge.never_worse import never_worse, size_of
-from onnxedge.passes import Context, Pass, Progress, Silent
+from onnxedge.passes import Context, Pass, Progress, Silent, in_turns
 from onnxedge.pipeline import format_pipeline, parse_pipeline
 from onnxedge.registry import find_pass, find_target
 from onnxedge.report.records import Report
 from onnxedge.report.summary import describe, note_in, unmeasured, verdict, versions
-from onnxedge.samples import RUN_MEMORY_BYTES, Samples, open_samples
+from onnxedge.samples import RUN_MEMORY_BYTES, Samples, open_samples, open_training
 from onnxedge.stage import Stage
 from onnxedge.target import Target
 from onnxedge.verify import infer_shapes
@@ -81,6 +81,7 @@ def optimize(
     target: str | Target = "ort-cpu",
     calib: Any = None,
     eval: Any = None,
+    train: Any = None,
     preprocess: str | None = None,
     verify: Verify = "numeric",
     measure: bool = True,
@@ -106,7 +107,9 @@ def optimize(
         report: where to write the report, as JSON, or as a page where the name ends in ``.html``.
         target: name of a target, path of a target file, or a target.
         calib: samples to calibrate on: a path, ``module:function``, arrays, or a CalibrationDataReader.
-        eval: labelled samples to measure on, in the same forms; never used to fit anything.
+        eval: labelled samples to measure on, in the same forms; a pass that chooses by them gets every second one.
+        train: samples to train on, in the same forms, with labels where the loss needs some; they calibrate, too, where
+            ``calib`` is not given.
         preprocess: how samples become inputs, such as ``"scale=1/255,layout=NCHW"``.
         verify: ``numeric`` runs the model behind each pass, ``structure`` checks it, ``off`` does neither.
         measure: compare latency and answers with the original's, and take back passes that made it worse; without,
@@ -132,13 +135,14 @@ def optimize(
     start = time.perf_counter()
     path = Path(model) if isinstance(model, str | Path) else None
     steps = parse_pipeline(passes, find_pass, overrides) if isinstance(passes, str) else tuple(passes)
+    steps = in_turns(steps)
     chip = find_target(target) if isinstance(target, str) else target
     preprocessing = Preprocess.parse(preprocess) if preprocess else None
     load_metric(metric)  # an unknown one is said before any work
     _check_limits(threads, max_drop, verify)
     loaded = load_model(model)
     model_files = [path, *io.external_files(loaded)] if path is not None else []
-    files = (*model_files, *_source_files(calib, eval, target), *keep)
+    files = (*model_files, *_source_files(calib, eval, train, target), *keep)
     folder = Path(dump_dir) if dump_dir is not None else None
     _check_written(output, report, folder, steps, files)
 
@@ -147,6 +151,7 @@ def optimize(
     external = path is not None and has_external_data(loaded)
     first = Stage(original, infer_shapes(loaded, original), live=loaded)
     samples = Samples()
+    given, calib = open_training(train, calib, first.model, preprocessing, input_shapes)
     calibrates = any(step.needs_calibration for step in steps)
     if measure or verify == "numeric" or calibrates or calib is not None or eval is not None:
         limit = memory if memory is not None or calibrates else RUN_MEMORY_BYTES
@@ -162,8 +167,18 @@ def optimize(
             memory=limit,
             compares=measure,
         )
+    if eval is not None and any(step.chooses_by_metric() for step in steps):
+        samples = samples.parted()
     context = Context(
-        chip, samples.calibration, original=original, evaluation=None, seed=seed, threads=threads, progress=progress
+        chip,
+        samples.calibration,
+        original=original,
+        train=given,
+        evaluation=samples.choice,
+        metric=metric,
+        seed=seed,
+        threads=threads,
+        progress=progress,
     )
     context.unrunnable = samples.unrunnable
     context.begin("load")
@@ -181,7 +196,7 @@ def optimize(
             metric=metric,
             threads=threads,
             max_drop=max_drop,
-            timed=chip.runs_here,
+            timed=chip.timed_here,
             progress=progress,
         )
     for step in steps:
@@ -231,6 +246,7 @@ def optimize(
         seed=seed,
         threads=threads,
         calibration=describe(samples.calibration, given=calib is not None),
+        training=describe(given, given=True),
         evaluation=describe(samples.comparison, given=eval is not None) if judge else "",
         preprocess=str(preprocessing) if preprocessing else "",
         versions=versions(),

@@ -21,6 +21,8 @@ class Units:
         gammas: float64 [U, c], scales of the BatchNormalization that came behind, one array per contraction that had
             one; those are folded into ``makes``.
         rng: seeded.
+        slopes: float64 [U, S], how the loss of each of S samples changes with each unit, to first order: what the unit
+            carries times the loss's gradient, summed; for importance ``taylor``, else None.
     """
 
     makes: tuple[Array, ...]
@@ -28,6 +30,7 @@ class Units:
     squares: tuple[Array, ...]
     gammas: tuple[Array, ...]
     rng: np.random.Generator
+    slopes: Array | None = None
 
 
 Score = Callable[[Units], Array]  #: float64 [U], 0 or more: how much is lost with each unit; only ratios matter

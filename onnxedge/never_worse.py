@@ -24,7 +24,7 @@ def never_worse(
         final = stages[-1]
         fidelity, speed = judge.fidelity(final.model), judge.speed(final.model)
         size = size_of(final, before)
-        strays = judge.fault_in_fidelity(fidelity)
+        strays = "" if _has_student(stages, steps) else judge.fault_in_fidelity(fidelity)
         costs = judge.fault_in_cost(size, before, speed)
         if final.record is None or not (strays or costs):
             return stages, fidelity, speed
@@ -34,11 +34,18 @@ def never_worse(
         stages = manager.take_back(stages, steps, culprit, strays or costs)
 
 
+def _has_student(stages: Sequence[Stage], steps: Sequence[Pass]) -> bool:
+    """Tell whether a pass gave a model that is to be trained: the original's answers are no measure of it."""
+    applied = (i for i, s in enumerate(stages) if s.record is not None and s.record.status == "applied")
+    return any(steps[i - 1].makes_student for i in applied)
+
+
 def _culprit(
     stages: Sequence[Stage], steps: Sequence[Pass], judge: Judge, before: Measure, *, accuracy: bool
 ) -> int | None:
     """Return the first stage that has the fault, the pass to take back; the last one that did anything otherwise.
 
+    In accuracy it is the first that the fault stays from: training behind a pass may have mended what that one broke.
     None where the fault is the cost of a form that the user asked for.
     """
     applied = [i for i, s in enumerate(stages) if s.record is not None and s.record.status == "applied"]
@@ -53,6 +60,9 @@ def _culprit(
         if asked and (asked[-1] == applied[-1] or has_fault(stages[asked[-1]])):
             return None
         applied = [i for i in applied if i not in asked]
+    if accuracy:
+        mended = next((i for i in reversed(applied[:-1]) if not has_fault(stages[i])), 0)
+        return next((i for i in applied if i > mended), None)
     return next((i for i in applied[:-1] if has_fault(stages[i])), applied[-1] if applied else None)
 
 

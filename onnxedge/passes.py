@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -77,7 +77,11 @@ class Context:
 
     Attributes:
         target: the hardware and runtime that the model is made for.
-        evaluation: labelled samples for measuring, or None; passes never fit anything on it.
+        train: samples to train on, with labels where the user gave some; None without ``--train``.
+        evaluation: samples to choose by, for passes that do, see :meth:`Pass.chooses_by_metric`; None where the user
+            gave none to measure on. They are no part of those that the report is measured on, and nothing is fitted on
+            them.
+        metric: name of what their labels are scored with, as :func:`onnxedge.metrics.load_metric` takes it.
         seed: seed of all randomness.
         threads: threads that ONNX Runtime may use.
         progress: where long loops show how far they have come.
@@ -92,14 +96,17 @@ class Context:
         calibration: Data | None,
         *,
         original: ir.Model | Skeleton,
+        train: Data | None = None,
         evaluation: Data | None = None,
+        metric: str = "top1",
         seed: int = 0,
         threads: int = 1,
         progress: Progress | None = None,
     ) -> None:
         self.target = target
         self._calibration = calibration
-        self.evaluation = evaluation
+        self.train = train
+        self.evaluation, self.metric = evaluation, metric
         self._original = original
         self.seed = seed
         self.threads = threads
@@ -191,6 +198,9 @@ class Pass:
         fixes_defaults: whether inputs that have a default may stop being inputs.
         sets_form: whether it is asked for the form that it gives (an opset, no functions), so that it is not taken back
             for being larger or slower.
+        trains: whether it trains on samples that the user gives (``--train``).
+        makes_student: whether it gives a model that is to be trained, so that its answers, and those of the passes
+            behind it, are not held against the original's.
     """
 
     name: ClassVar[str]
@@ -198,6 +208,8 @@ class Pass:
     needs_calibration: ClassVar[bool] = False
     fixes_defaults: ClassVar[bool] = False
     sets_form: ClassVar[bool] = False
+    makes_student: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
 
     def requires(self, model: ir.Model, context: Context) -> None:
         """Check what the pass needs before any time is spent; all passes are asked before the first runs.
@@ -206,9 +218,32 @@ class Pass:
             UserError: the pass cannot run on this model, target or data; the message says what to do.
         """
 
+    def shortened(self, share: float) -> Pass:
+        """Return the pass with a share of the training, where it trains."""
+        del share
+        return self
+
+    def in_turns_with(self, follower: Pass) -> Sequence[Pass]:
+        """Return what stands for this pass and one that trains right behind it; empty where they run one by one."""
+        del follower
+        return ()
+
+    def chooses_by_metric(self) -> bool:
+        """Tell whether the pass, with its options, chooses by a metric: it gets every second evaluation sample then."""
+        return False
+
     def run(self, model: ir.Model, context: Context) -> Result:
         """Edit the model in place and say what was done; what was left alone is a note."""
         raise NotImplementedError(f"pass {type(self).__name__} has no run method")
+
+
+def in_turns(steps: Iterable[Pass]) -> tuple[Pass, ...]:
+    """Return a pipeline in which a pass and one that trains right behind it take turns, where the former says so."""
+    made: list[Pass] = []
+    for step in steps:
+        turns = made[-1].in_turns_with(step) if made and step.trains else ()
+        made[-1 if turns else len(made) :] = turns or (step,)
+    return tuple(made)
 
 
 def grouped_reasons(notes: Iterable[Note]) -> list[tuple[str, str, int, str]]:

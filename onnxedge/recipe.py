@@ -4,6 +4,7 @@
 
     passes = "prune(macs=0.5),fuse,int8"    # or a list of texts
     calib = "calib.npz"                     # paths are relative to the recipe's folder
+    train = "train.npz"                     # for passes that train; teacher = "big.onnx" for distill
     max_drop = "1%"
 
     [options.int8]                          # options of a pass; those written in ``passes`` win
@@ -48,15 +49,20 @@ def read_recipe(path: Path) -> Recipe:
     table = _table(path)
     settings: dict[str, Any] = {}
     overrides: dict[str, dict[str, Any]] = {}
+    teacher = ""
     for key, value in table.items():
         if key == "options":
             overrides = _overrides(value, path)
+        elif key == "teacher":
+            teacher = str(_path(value, f"recipe {path}: {key}", path.parent))
         elif key in _READERS:
             settings[key] = _READERS[key](value, f"recipe {path}: {key}", path.parent)
         else:
-            known = (*_READERS, "options")
+            known = (*_READERS, "teacher", "options")
             hint = did_you_mean(key, known) or f"; known are {', '.join(known)}"
             raise UserError(f"recipe {path}: unknown key {key!r}{hint}")
+    if teacher:
+        overrides["distill"] = {**overrides.get("distill", {}), "teacher": teacher}
     return Recipe(settings, overrides)
 
 
@@ -187,6 +193,7 @@ _READERS: Mapping[str, Callable[[Any, str, Path], Any]] = {
     "target": _target,
     "calib": _source,
     "eval": _source,
+    "train": _source,
     "preprocess": _text,
     "output": _path,
     "report": _path,

@@ -209,7 +209,10 @@ def capture(
     names = [value.name or "" for value in probed]
     for feed in feeds:
         arrays = session.run(feed, sorted(n for n in wanted if n))
-        yield [arrays[name] for name in names]
+        captured = [arrays[name] for name in names]
+        del arrays
+        yield captured
+        del captured  # or it would lie in memory beside the next feed's
 
 
 def optimized_graph(model: ir.Model | onnx.ModelProto | Path, *, threads: int = 1) -> onnx.ModelProto:

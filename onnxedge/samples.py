@@ -27,6 +27,9 @@ from onnxedge.runtime import CannotRun, Feed, InputSpec, Session, flattened, mod
 from onnxedge.verify import Array, Outputs, infer_shapes
 
 HELD_OUT = 0.25  #: share of the calibration samples that measures agreement when there is no evaluation data
+CHOICE = 0.5  #: share of the evaluation samples that is still compared on where a pass chooses by the others
+TRAIN_HELD_OUT = 0.1  #: share of the training samples that passes may hold out by default, which calibrate nothing
+TRAIN_CALIBRATION = 512  #: training samples that calibrate where the user gives no others
 SYNTHETIC_SAMPLES = 96  #: samples made from the model's own statistics when the user gives none
 MEMORY_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 if hasattr(os, "sysconf") else 8 << 30
 
@@ -54,6 +57,7 @@ class Samples:
         unrunnable: why there are none, or why the model is not run on them.
         reference: what the model gives for ``feeds`` as it is written.
         session: a session on the model, with the runtime's own optimizations.
+        choice: evaluation samples that passes choose by, which are not among those to compare on.
     """
 
     calibration: Data | None = None
@@ -62,6 +66,14 @@ class Samples:
     unrunnable: str = ""
     reference: Outputs | None = None
     session: Session | None = None
+    choice: Data | None = None
+
+    def parted(self) -> Samples:
+        """Take every second sample that was to compare on for passes to choose by."""
+        if self.comparison is None or len(self.comparison) < 2:
+            return self
+        choice, comparison = self.comparison.split(CHOICE)
+        return replace(self, choice=choice, comparison=comparison)
 
 
 def open_samples(
@@ -124,6 +136,24 @@ def open_samples(
                 raise UserError(trouble) from err
         return Samples(given, compared, unrunnable=str(err))
     return Samples(calibration, compared if compared is not None else held_out, feeds, "", reference, session)
+
+
+def open_training(
+    train: Any, calib: Any, model: ir.Model, preprocess: Preprocess | None, shapes: Mapping[str, Sequence[int]] | None
+) -> tuple[Data | None, Any]:
+    """Open the user's training samples; some of them calibrate where the user gives no others.
+
+    Args:
+        train, calib, preprocess, shapes: as the user gave them.
+        model: the model with shapes inferred.
+
+    Returns:
+        What to train on, None where nothing is given, and what to calibrate on.
+    """
+    if train is None:
+        return None, calib
+    data = open_data(train, fixed_inputs(model_inputs(model), shapes), preprocess)
+    return data, data.split(TRAIN_HELD_OUT)[0].slice(0, TRAIN_CALIBRATION) if calib is None else calib
 
 
 class _Trial:

@@ -105,7 +105,7 @@ def sensitivity(
         metric=metric,
         threads=threads,
         max_drop=1.0,
-        timed=latency and chip.runs_here,
+        timed=latency and chip.timed_here,
         progress=progress,
     )
     described = [describe(given.calibration, given=calib is not None), describe(compared, given=eval is not None)]
@@ -150,7 +150,7 @@ def sensitivity(
         thorough=thorough,
         baseline=Baseline(first.before, size.macs, size.parameters, size.file_bytes),
         points=tuple(points),
-        unmeasured=missing if latency or not chip.runs_here else (*missing, "latency: not timed (--no-latency)"),
+        unmeasured=missing if latency or not chip.timed_here else (*missing, "latency: not timed (--no-latency)"),
         notes=tuple(context.notes),
         versions=versions(),
         seconds=time.perf_counter() - start,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from onnxedge.errors import UserError, did_you_mean, first_line
+from onnxedge.target_table import BUILT_IN, read_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,12 @@ class Quantization:
     Attributes:
         activation: dtype of activations.
         activation_symmetric: zero point is 0 for activations.
+        wide_activation: dtype of 16 bits of the activations of operators in ``wide``.
+        wide: integer operators that take and give such activations, too, beside weights of 8 bits; what moves values
+            unchanged need not be named. The parts of a model that cost most accuracy get them before they go to float.
         weight: dtype of weights, symmetric with zero point 0.
+        weight_limit: operator -> largest magnitude of its integer weights, where its kernel would overflow beyond that;
+            ``DepthwiseConv`` for a Conv with one input and one output channel a group. 127 for all others.
         per_channel: operator -> axis of the weight that has a scale of its own; Gemm's is counted with transB=0.
         bias: ``int32`` for a bias behind a DequantizeLinear with scale sx*sw, ``float`` for a bias left alone.
         explicit_zero_point: operators whose weight and bias need their zero point written down even though it is 0.
@@ -53,7 +58,9 @@ class Quantization:
         quantize_output: integer operators that are only integer when their output is quantized too.
         float_before_output: operators that the kernel absorbs between an integer operator and its output Q.
         absorbing: integer operators that absorb them.
+        epilogue: operators that a kernel takes in behind its own in float, so that no Q belongs between.
         bias_add: operators that an Add of a constant vector behind them becomes the bias of.
+        bias_add_shapes: ``known`` where that is only so for data of two axes, or with all dimensions known.
         output_scale: ``own`` gives an integer operator's output its own Q at once; ``consumer`` leaves it float until
             an integer operator reads it (no Q between Conv, BN and Relu).
         dynamic: operators with kernels for integer weights and data that is rounded at run time.
@@ -65,7 +72,7 @@ class Quantization:
         min_opset: operator -> opset from which it takes integers.
         contrib_opset: opset from which Q/DQ of the domain com.microsoft work, per channel too; 0 for never.
         folded: form of a constant stored as integers that the runtime turns into float once, when it loads:
-            ``dequantize`` for DequantizeLinear, ``cast-mul`` for Cast and Mul.
+            ``dequantize`` for DequantizeLinear, ``cast-mul`` for Cast and Mul, ``none`` where it does not.
         min_macs: operator -> multiply-accumulates under which the integer kernel does not pay.
         costs: operator -> what its kernels cost; ``DepthwiseConv`` for a Conv with one channel a group, ``MaxPool
             alone`` for one that no Conv comes before. Empty where nobody measured: then all that can be is integer.
@@ -77,7 +84,10 @@ class Quantization:
 
     activation: Literal["uint8", "int8"] = "uint8"
     activation_symmetric: bool = False
+    wide_activation: Literal["", "uint16", "int16"] = ""
+    wide: tuple[str, ...] = ()
     weight: Literal["int8"] = "int8"
+    weight_limit: Mapping[str, int] = field(default_factory=dict)
     per_channel: Mapping[str, int] = field(default_factory=dict)
     bias: Literal["int32", "float"] = "int32"
     explicit_zero_point: tuple[str, ...] = ()
@@ -87,7 +97,9 @@ class Quantization:
     quantize_output: tuple[str, ...] = ()
     float_before_output: tuple[str, ...] = ()
     absorbing: tuple[str, ...] = ()
+    epilogue: tuple[str, ...] = ()
     bias_add: tuple[str, ...] = ()
+    bias_add_shapes: Literal["any", "known"] = "any"
     output_scale: Literal["own", "consumer"] = "own"
     dynamic: tuple[str, ...] = ()
     residual_branch_only: bool = False
@@ -96,7 +108,7 @@ class Quantization:
     quantized_by_runtime: tuple[str, ...] = ()
     min_opset: Mapping[str, int] = field(default_factory=dict)
     contrib_opset: int = 0
-    folded: Literal["dequantize", "cast-mul"] = "dequantize"
+    folded: Literal["dequantize", "cast-mul", "none"] = "dequantize"
     min_macs: Mapping[str, int] = field(default_factory=dict)
     costs: Mapping[str, KernelCost] = field(default_factory=dict)
     boundary_ns: float = 0.0
@@ -126,6 +138,8 @@ class Target:
         name: as given to ``--target``.
         description: one line.
         runtime: ``onnxruntime-cpu`` can be measured here; others are written for and not run.
+        processor: instruction sets, as Linux names them, one of which a processor of the target has; empty for any.
+        processor_lacks: instruction sets that none of the target's processors has.
         opset_max: newest default-domain opset that the runtime reads.
         ir_max: newest IR version that the runtime reads.
         channel_multiple: widths that the kernels like are multiples of this.
@@ -146,6 +160,8 @@ class Target:
     name: str
     description: str = ""
     runtime: str = "onnxruntime-cpu"
+    processor: tuple[str, ...] = ()
+    processor_lacks: tuple[str, ...] = ()
     opset_max: int = 99
     ir_max: int = 99
     channel_multiple: int = 1
@@ -161,8 +177,20 @@ class Target:
 
     @property
     def runs_here(self) -> bool:
-        """Tell whether ONNX Runtime on this machine is what the target means, so that latency can be measured."""
+        """Tell whether ONNX Runtime on this machine is what the target means, so that its graph can be read and run."""
         return self.runtime == "onnxruntime-cpu"
+
+    @property
+    def timed_here(self) -> bool:
+        """Tell whether latency on this machine means anything for the target: not on a processor that does more."""
+        have = instruction_sets()
+        return self.runs_here and not (have or {*self.processor_lacks}).intersection(self.processor_lacks)
+
+    @property
+    def missing_here(self) -> tuple[str, ...]:
+        """Return the instruction sets one of which the target's processors have, where this machine's has none."""
+        have = instruction_sets()
+        return () if have is None or have.intersection(self.processor) else self.processor
 
     def has_kernel(self, op_type: str, domain: str = "", *, opset: int = 0) -> bool:
         """Tell whether the runtime has a kernel for an operator that is worth fusing into.
@@ -185,21 +213,30 @@ class Target:
             return False
 
 
-def load_target(source: str, text: str) -> Target:
+@cache
+def instruction_sets() -> frozenset[str] | None:
+    """Return the instruction sets of this machine's processor as Linux names them, None where nobody tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.split()) or None
+
+
+def load_target(source: str, text: str, *, package: str = BUILT_IN) -> Target:
     """Read a target from TOML text.
 
     Args:
         source: where the text comes from, for error messages.
         text: TOML; keys are the fields of :class:`Target`, the table ``[quantization]`` those of :class:`Quantization`.
+            ``base = "ort-cpu"`` takes all that is not said from another target; tables are merged key by key.
+        package: where the base is looked for before it is among the built-in ones.
 
     Raises:
-        UserError: no TOML, an unknown key, or a value of the wrong type.
+        UserError: no TOML, an unknown key, a value of the wrong type, or no such base.
     """
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as err:
-        raise UserError(f"target {source}: not valid TOML: {first_line(err)}") from err
-    target = _build(Target, table, source)
+    target = _build(Target, read_table(source, text, package), source)
     assert isinstance(target, Target)
     _check(target, source)
     return target
@@ -221,6 +258,12 @@ def _check(target: Target, source: str) -> None:
         number = getattr(rules, key)
         if not (math.isfinite(number) and number >= 0):
             raise UserError(f"target {source}: quantization: {key}: {number:g}; needs 0 or more")
+    wanted = "int16" if rules.activation_symmetric else rules.wide_activation or "uint16"
+    if rules.wide and rules.wide_activation != wanted:
+        raise UserError(f"target {source}: quantization: wide_activation: {rules.wide_activation!r}; needs {wanted!r}")
+    for name, limit in rules.weight_limit.items():
+        if not 1 <= limit <= 127:
+            raise UserError(f"target {source}: quantization: weight_limit.{name}: {limit}; needs 1..127")
     for name, cost in rules.costs.items():
         where = f"target {source}: quantization: costs.{name}"
         if not len(cost.at) == len(cost.float_ns) == len(cost.integer_ns) > 0:
@@ -243,7 +286,7 @@ def load_target_file(path: Path) -> Target:
 def load_packaged_target(package: str, name: str) -> Target:
     """Read ``NAME.toml`` that lies in a package: how built-ins and vendors ship targets."""
     file = resources.files(package) / f"{name}.toml"
-    return load_target(f"{package}/{name}.toml", file.read_text("utf-8"))
+    return load_target(f"{package}/{name}.toml", file.read_text("utf-8"), package=package)
 
 
 def _build(cls: type, table: Mapping[str, Any], source: str) -> object:

@@ -56,7 +56,7 @@ def test_completion_imports_nothing_heavy() -> None:
         f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["['ort-cpu', 'ort-cuda']", "[]"]
+    assert done.stdout.splitlines() == ["['ort-cpu', 'ort-cpu-avx2', 'ort-cuda']", "[]"]
 
 
 def test_the_shell_completes_commands_and_targets() -> None:
@@ -70,7 +70,7 @@ def test_the_shell_completes_commands_and_targets() -> None:
     assert done.stdout.split() == ["plain,inspect"]
     environment |= {"COMP_WORDS": "onnxedge inspect --target ort", "COMP_CWORD": "3"}
     done = subprocess.run([sys.executable, "-m", "onnxedge"], capture_output=True, text=True, env=environment)
-    assert done.stdout.split() == ["plain,ort-cpu", "plain,ort-cuda"]
+    assert done.stdout.split() == ["plain,ort-cpu", "plain,ort-cpu-avx2", "plain,ort-cuda"]
 
 
 def test_completion_of_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:

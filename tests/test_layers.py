@@ -24,7 +24,7 @@ LAYERS = (
     ("registry", "verify", "report", "bridges", "placement", "training"),
     ("passes", "parts", "importance"),
     ("data", "metrics"),
-    ("operators", "target", "targets", "runtime", "probe_child"),
+    ("operators", "target", "target_table", "targets", "runtime", "probe_child", "autodiff"),
     ("model",),
     ("errors",),
 )

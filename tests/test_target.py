@@ -24,6 +24,7 @@ OPERATORS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "Add": ({}, {}),
     "Mul": ({}, {}),
     "Concat": ({"axis": 1}, {}),
+    "Where": ({}, {}),
     "Sigmoid": ({}, {}),
     "Softmax": ({"axis": -1}, {}),
     "LeakyRelu": ({"alpha": 0.1}, {}),
@@ -94,6 +95,9 @@ def _quantized(
     }  # fmt: skip
     nodes = [_node("Sigmoid", ["x"], ["a"]), *_pair("a")]
     inputs = ["a_d", "a_d"] if op in TWO else ["a_d"]
+    if op == "Where":
+        arrays["m"] = np.arange(8) % 2 == 0
+        inputs = ["m", "a_d", "a_d"]
     if op in rules.per_channel:
         axis = rules.per_channel[op]
         weight = np.ones((16, 16, 3, 3) if op == "Conv" else (16, 16), np.int8)

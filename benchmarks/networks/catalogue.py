@@ -25,7 +25,7 @@ class Network:
     """Say how a network is made and fed.
 
     Attributes:
-        make: class or function of ``vision`` or ``language``.
+        make: class or function of ``vision``, ``settled`` or ``language``.
         small: arguments of it for ``--small``.
         inputs: name -> (shape, exclusive upper bound of integers or None for normal floats).
         free: name -> axis -> symbol, for the export with free axes.
@@ -42,6 +42,8 @@ _BATCH: Axes = {"image": {0: "batch"}}
 _TEXT: Axes = {"input_ids": {0: "batch", 1: "tokens"}}
 NETWORKS: Mapping[str, Network] = {
     "resnet50": Network("vision.resnet50", {"depth": 0.3}, _IMAGE, _BATCH),
+    "resnet50-settled": Network("settled.resnet50", {"depth": 0.3}, _IMAGE, _BATCH),
+    "efficientnet-b0": Network("settled.efficientnet_b0", {"depth": 0.4}, _IMAGE, _BATCH),
     "mobilenetv2": Network("vision.MobileNetV2", {"depth": 0.5}, _IMAGE, _BATCH),
     "unet": Network("vision.UNet", {"width": 8}, {"image": ((1, 3, 128, 128), None)}, _BATCH),
     "convnext": Network("vision.convnext_tiny", {"depth": 0.3}, _IMAGE, _BATCH),
@@ -127,7 +129,8 @@ def _write(export: Export, path: Path) -> None:
     module, _, name = network.make.partition(".")
     torch.manual_seed(0)
     model = getattr(importlib.import_module(f"networks.{module}"), name)(**(network.small if export.small else {}))
-    _train_statistics(model, torch)
+    if not getattr(model, "settled", False):
+        _train_statistics(model, torch)
     arguments = tuple(
         torch.randn(shape) if bound is None else torch.randint(0, bound, shape)
         for shape, bound in network.inputs.values()

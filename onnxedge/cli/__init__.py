@@ -24,11 +24,23 @@ _LINE = 2000  #: characters of the longest error; a model may name a value with 
 INTERRUPTED = 130  #: exit code after Ctrl-C, as shells have it
 
 #: command -> the module of onnxedge.cli that holds it, under the command's own name
-_COMMANDS = ("optimize", "inspect", "sensitivity", "compare", "passes", "targets", "training")
+_COMMANDS = (
+    "optimize",
+    "compress",
+    "distill",
+    "finetune",
+    "inspect",
+    "sensitivity",
+    "compare",
+    "passes",
+    "targets",
+    "training",
+)
 
 _EPILOG = """\b
 Examples:
   onnxedge optimize model.onnx --passes prune,fuse,int8 --calib calib.npz --eval test.npz
+  onnxedge compress model.onnx --train train.npz --eval test.npz
   onnxedge passes show prune
   onnxedge inspect model.onnx --target ort-cpu
   onnxedge sensitivity model.onnx --calib calib.npz --eval test.npz --plot curves.html

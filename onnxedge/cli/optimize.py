@@ -18,14 +18,13 @@ from onnxedge.cli.options import (
     metric_option,
     model_argument,
     preprocess_option,
-    read_input_shapes,
-    read_share,
-    read_size,
     seed_option,
     target_option,
     threads_option,
+    train_option,
     verbose_option,
 )
+from onnxedge.cli.run import output_beside, read_settings, run_pipeline
 from onnxedge.errors import UserError
 
 DEFAULT_PASSES = "fold,fuse"  #: exact up to float rounding: needs no data, loses no accuracy
@@ -44,6 +43,7 @@ DEFAULT_PASSES = "fold,fuse"  #: exact up to float rounding: needs no data, lose
 @target_option
 @calib_option
 @eval_option
+@train_option
 @preprocess_option
 @click.option(
     "--ranges",
@@ -113,18 +113,10 @@ def optimize(
     The input is never overwritten. Where a pass makes the model worse, the better model is written and the report
     says so.
     """
-    settings, overrides = _settings(recipe, given(options))
-    if input_shapes:
-        settings["input_shapes"] = read_input_shapes(input_shapes)
-    if "max_drop" in settings:
-        settings["max_drop"] = read_share(settings["max_drop"], "--max-drop")
-    if "memory" in settings:
-        settings["memory"] = read_size(settings["memory"], "--memory")
+    settings, overrides = read_settings(recipe, given(options), input_shapes)
     settings.setdefault("passes", DEFAULT_PASSES)
     settings.setdefault("output", default_output(model))
 
-    from onnxedge import driver
-    from onnxedge.cli.console import Steps, output_console
     from onnxedge.registry import find_pass
 
     for name in explain:
@@ -132,28 +124,13 @@ def optimize(
     if ranges:
         overrides = _with_ranges(settings["passes"], overrides, ranges)
 
-    with Steps(quiet=quiet, verbose=verbose) as steps:
-        result = driver.optimize(
-            model,
-            overrides=overrides,
-            keep=(*((recipe,) if recipe is not None else ()), *map(Path, ranges)),
-            progress=steps,
-            watch=steps.watch,
-            **settings,
-        )
-    if not quiet:
-        from onnxedge.report.explanation import print_explanation
-        from onnxedge.report.terminal import print_report
-
-        console = output_console()
-        print_report(result.report, console, every_note=verbose)
-        for name in explain:
-            print_explanation(result.report, name, console)
+    keep = (*((recipe,) if recipe is not None else ()), *map(Path, ranges))
+    run_pipeline(model, settings, overrides, keep=keep, explain=explain, quiet=quiet, verbose=verbose)
 
 
 def default_output(model: Path) -> Path:
     """Return the path of the output where the user names none: ``MODEL.optimized.onnx`` beside the input."""
-    return model.with_name(f"{model.stem or 'model'}.optimized.onnx")
+    return output_beside(model, "optimized")
 
 
 def _with_ranges(passes: str, overrides: dict[str, Any], files: tuple[str, ...]) -> dict[str, Any]:
@@ -170,13 +147,3 @@ def _with_ranges(passes: str, overrides: dict[str, Any], files: tuple[str, ...])
     if not takers:
         raise UserError(f"--ranges: no pass of {passes!r} reads ranges")
     return {**overrides, **{name: {**overrides.get(name, {}), "ranges": list(files)} for name in takers}}
-
-
-def _settings(recipe: Path | None, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the arguments of the run and the recipe's pass options; what the command line gives wins."""
-    if recipe is None:
-        return options, {}
-    from onnxedge.recipe import read_recipe
-
-    read = read_recipe(recipe)
-    return {**read.settings, **options}, dict(read.overrides)

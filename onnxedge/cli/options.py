@@ -53,6 +53,12 @@ calib_option: Callable[[F], F] = click.option(
 eval_option: Callable[[F], F] = click.option(
     "--eval", type=click.Path(), metavar="DATA", help="Labelled samples to measure on; nothing is fitted to them."
 )
+train_option: Callable[[F], F] = click.option(
+    "--train",
+    type=click.Path(),
+    metavar="DATA",
+    help="Samples to train on, in the same forms as --calib; labels `y` for losses that need some.",
+)
 metric_option: Callable[[F], F] = click.option(
     "--metric", metavar="NAME", help="What is measured where the samples have labels.  [default: top1]"
 )

@@ -82,7 +82,7 @@ def _list() -> None:
             cells = (Text(one_line(entry.name), style="red"), Text("broken", style="red"), "", entry.error)
         else:
             integer = "none" if target.quantization is None else str(len(target.quantization.integer))
-            measured = Text("here" if target.runs_here else "elsewhere")
+            measured = Text("here" if target.timed_here else "elsewhere")
             cells = (Text(one_line(entry.name), style="bold"), measured, integer, target.description)
         table.add_row(*cells[:3], one_line(cells[3]), one_line(entry.distribution))
     console = output_console()

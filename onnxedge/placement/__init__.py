@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from onnxedge.placement.costs import Costs
+from onnxedge.placement.coverage import Coverage, Difference, integer_nodes, read_back
 from onnxedge.placement.place import Placement, place, predict
 from onnxedge.placement.units import Unit, clip_bounds
 
-__all__ = ["Placement", "Unit", "clip_bounds", "place", "predict"]
+__all__ = [
+    "Costs",
+    "Coverage",
+    "Difference",
+    "Placement",
+    "Unit",
+    "clip_bounds",
+    "integer_nodes",
+    "place",
+    "predict",
+    "read_back",
+]

@@ -72,6 +72,10 @@ class Costs:
     def __init__(self, units: Sequence[Unit], rules: Quantization, shape_of: ShapeOf) -> None:
         self.rules, self.shape_of = rules, shape_of
         self._makers = {id(v): unit for unit in units for v in unit.outputs}
+        self._readers: dict[int, list[Unit]] = {}
+        for unit in units:
+            for value in unit.input_values():
+                self._readers.setdefault(id(value), []).append(unit)
 
     def unit(self, unit: Unit) -> tuple[float, float]:
         """Return what a unit costs in float and in integers."""
@@ -90,8 +94,26 @@ class Costs:
         shape = self.shape_of(value)
         if shape is None:
             return self.rules.node_ns
-        each = self.rules.boundary_ns + (self.rules.relayout_ns if len(shape) in (4, 5) else 0.0)
-        return self.rules.node_ns + each * math.prod(shape)
+        moved = self._moved(value, math.prod(shape)) if len(shape) in (4, 5) else 0
+        return self.rules.node_ns + self.rules.boundary_ns * math.prod(shape) + self.rules.relayout_ns * moved
+
+    def _moved(self, value: ir.Value, size: int) -> int:
+        """Return how many elements change their layout where a value enters integers.
+
+        A value that a convolution and the Add of its block both read keeps its layout through the Add, and so on from
+        block to block: each is entered and left by a Transpose (read from ONNX Runtime's optimized graphs).
+        """
+        moved, seen = size, {id(value)}
+        while True:
+            readers = self._readers.get(id(value), [])
+            joins = [unit for unit in readers if len(unit.reads) > 1]
+            if not joins or not any("Conv" in unit.node.op_type for unit in readers):
+                return moved
+            moved += 2 * size
+            value = joins[0].outputs[0]
+            if id(value) in seen:
+                return moved
+            seen.add(id(value))
 
     def _after_conv(self, unit: Unit) -> bool:
         """Tell whether a convolution comes before a unit, through units only: its layout is the convolution's then."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxedge.model.graph import constant, constant_tensor, is_constant, is_standard, opset, sole_consumer
@@ -15,6 +16,8 @@ from onnxedge.target import Quantization, Target
 
 Role = Literal["kernel", "moves", "on-integers"]
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LARGEST_FILL = 100.0  #: magnitude of a constant of a Where beyond which it is taken for a mask
+_OPERANDS = {"Concat": (0, None), "Add": (0, 2), "Mul": (0, 2), "MatMul": (0, 2), "Where": (1, 3)}  #: inputs from, to
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +142,7 @@ def _padding(node: ir.Node) -> Unit | str:
 def _weighted(node: ir.Node, rules: Quantization) -> Unit | str:
     weight = constant_tensor(node.inputs[1])
     if weight is None:
-        return "its weight is computed at run time"
+        return _not_constant(node.inputs[1])
     if weight.dtype != ir.DataType.FLOAT:
         return f"its weight is {weight.dtype.name.lower()}, not float32"
     if is_constant(node.inputs[0]):
@@ -155,12 +158,29 @@ def _weighted(node: ir.Node, rules: Quantization) -> Unit | str:
     nodes = [node]
     if node.op_type in rules.bias_add and bias is None and (add := sole_consumer(node.outputs[0])) is not None:
         found = _bias_of(add, node.outputs[0], channels)
-        if found is not None:
+        if found is not None and (rules.bias_add_shapes == "any" or _is_known(node.inputs[0])):
             nodes.append(add)
             bias = found
     nodes.extend(_absorbed(nodes[-1], rules, node.op_type))
-    needs_output = node.op_type in rules.quantize_output or nodes[-1].op_type in ("Relu", "Clip")
-    return Unit(tuple(nodes), (0,), "kernel", weight=1, bias=bias, needs_output=needs_output)
+    return Unit(tuple(nodes), (0,), "kernel", weight=1, bias=bias, needs_output=_needs_output(nodes, rules))
+
+
+def _not_constant(weight: ir.Value | None) -> str:
+    if weight is not None and weight.is_initializer() and weight.is_graph_input():
+        return "its weight is a graph input that a caller may override; put `freeze-initializers` first"
+    return "its weight is computed at run time"
+
+
+def _needs_output(nodes: Sequence[ir.Node], rules: Quantization) -> bool:
+    """Tell whether a kernel is integer only with a Q behind it.
+
+    Where an activation that it could absorb is all that reads it, the runtime looks for the Q behind that one, and
+    finds none if it was not absorbed.
+    """
+    op, after = nodes[0].op_type, sole_consumer(nodes[-1].outputs[0])
+    if op in rules.quantize_output or nodes[-1].op_type in rules.float_before_output:
+        return True
+    return op in rules.absorbing and after is not None and after.op_type in rules.float_before_output
 
 
 def _output_channels(node: ir.Node, weight: ir.TensorProtocol) -> int:
@@ -170,6 +190,12 @@ def _output_channels(node: ir.Node, weight: ir.TensorProtocol) -> int:
     if node.op_type == "Gemm":
         return dims[0] if node.attributes.get_int("transB", 0) else dims[1]
     return dims[0] if node.op_type == "Conv" else dims[-1]
+
+
+def _is_known(value: ir.Value | None) -> bool:
+    """Tell whether a value has two axes, or is known in all dimensions."""
+    shape = value.shape if value is not None else None
+    return shape is not None and (len(shape) == 2 or all(isinstance(size, int) for size in shape))
 
 
 def _bias_of(add: ir.Node, product: ir.Value, channels: int) -> ir.Value | None:
@@ -216,21 +242,30 @@ def _plain(node: ir.Node, rules: Quantization) -> Unit | str:
     """Return the unit of an operator whose inputs are all activations or constants quantized like them."""
     reads: list[int] = []
     constants: list[int] = []
-    arity = None if node.op_type == "Concat" else 2 if node.op_type in ("Add", "Mul", "MatMul") else 1
-    for index, value in enumerate(node.inputs[:arity]):
+    first, end = _OPERANDS.get(node.op_type, (0, 1))
+    for index, value in enumerate(node.inputs[:end]):
+        if index < first:
+            continue
         if value is None or value.dtype not in (ir.DataType.FLOAT, None):
             return "an input is missing or no float32"
         (constants if is_constant(value) else reads).append(index)
     if not reads:
         return "its data is constant"
+    if node.op_type == "Where" and not all(_is_moderate(node.inputs[index]) for index in constants):
+        return f"its constant lies beyond {LARGEST_FILL:g}: one scale for it and the data would swallow the data"
     if rules.residual_branch_only and node.op_type == "Add":
         branch = _residual_branch(node)
         if branch is None:
             return "no residual branch beside a weighted operator"
         reads, constants = [branch], []
     nodes = (node, *_absorbed(node, rules, node.op_type))
-    needs_output = node.op_type in rules.quantize_output or len(nodes) > 1
+    needs_output = _needs_output(nodes, rules)
     return Unit(nodes, tuple(reads), "kernel", constants=tuple(constants), needs_output=needs_output)
+
+
+def _is_moderate(value: ir.Value | None) -> bool:
+    array = constant(value)
+    return array is not None and bool(np.abs(array).max(initial=0.0) <= LARGEST_FILL)  # not so for NaN
 
 
 def _residual_branch(add: ir.Node) -> int | None:

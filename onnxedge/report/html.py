@@ -7,6 +7,8 @@ from html import escape
 
 from onnxedge.errors import one_line
 from onnxedge.passes import Note, grouped_reasons
+from onnxedge.report.curves import STYLE as CURVE_STYLE
+from onnxedge.report.curves import curve_html
 from onnxedge.report.records import PassRecord, Report
 from onnxedge.report.terminal import rows, unmeasured, verification_text
 from onnxedge.report.text import bytes_text, count_text, plural, seconds_text
@@ -36,7 +38,7 @@ def _page(report: Report) -> Iterator[str]:
     title = _text(report.input or "model in memory")
     yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<title>onnxedge: {title}</title><style>{STYLE}</style></head><body>"
+    yield f"<title>onnxedge: {title}</title><style>{STYLE}{CURVE_STYLE}</style></head><body>"
     yield f"<h1>{title} for {_text(report.target)}</h1>"
     yield f'<p class="verdict">{_text(report.verdict)}</p>'
     yield from _table(
@@ -45,6 +47,7 @@ def _page(report: Report) -> Iterator[str]:
     yield from (f'<p class="soft">{_text(line)}</p>' for line in unmeasured(report))
     yield "<h2>Passes</h2>"
     yield from _passes(report.passes)
+    yield from _curves(report.passes)
     if report.notes:
         yield "<h2>Left alone, and why</h2>"
         yield from _notes(report.notes)
@@ -73,6 +76,16 @@ def _passes(records: Iterable[PassRecord]) -> Iterator[str]:
     yield "</table></div>"
 
 
+def _curves(records: Iterable[PassRecord]) -> Iterator[str]:
+    for record in records:
+        drawn = list(curve_html(record.figures.get("curve", {})))
+        if drawn:
+            chosen = record.figures.get("chosen_by", "")
+            yield f"<h2>Training: <code>{_text(record.text)}</code></h2>"
+            yield from drawn
+            yield f'<p class="soft">{_text(f"epoch chosen by {chosen}")}</p>' if chosen else ""
+
+
 def _notes(notes: tuple[Note, ...]) -> Iterator[str]:
     places: dict[tuple[str, str], list[str]] = {}
     for note in notes:
@@ -96,6 +109,7 @@ def _facts(report: Report) -> Iterator[list[str]]:
         "output": report.output,
         "seed": str(report.seed),
         "threads": str(report.threads),
+        "training": report.training,
         "calibration": report.calibration,
         "evaluation": report.evaluation,
         "preprocess": report.preprocess,

@@ -137,6 +137,7 @@ class Report:
         unmeasured: what was not measured and why.
         notes: what passes left alone and why.
         seconds: wall time of the whole run.
+        training: what was trained on, with its digest; empty where nothing was.
     """
 
     input: str
@@ -159,6 +160,7 @@ class Report:
     unmeasured: tuple[str, ...]
     notes: tuple[Note, ...]
     seconds: float
+    training: str = ""
 
     def to_json(self) -> str:
         """Return the report as JSON text; infinite numbers become null."""

@@ -71,7 +71,7 @@ def unmeasured(unrunnable: str, target: Target, fidelity: Fidelity | None, *, me
         return (f"nothing was run or measured: {unrunnable}",)
     if not measure:
         return ("nothing was compared with the original, as was asked for (--no-measure); no pass is taken back",)
-    if not target.runs_here:
+    if not target.timed_here:
         lines.append(f"latency: target {target.name} does not run on this machine")
     if fidelity is not None and not fidelity.labelled:
         where = "synthetic inputs" if fidelity.data == "synthetic" else "samples"

@@ -27,18 +27,18 @@ class Optimizer:
     """
 
     def __init__(self, settings: Mapping[str, Any], spared: Collection[str], steps: int) -> None:
-        self._settings, self._spared, self._steps = settings, frozenset(spared), max(steps, 1)
+        self._settings, self._spared, self.steps = settings, frozenset(spared), max(steps, 1)
         self._moments = 2 if settings["optimizer"] == "adamw" else 1
         self.state: dict[str, np.ndarray[Any, Any]] = {}
         self.step_count = 0
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, from 0: up in a line, down to 0 as a cosine."""
-        warm: int = round(self._settings["warmup"] * self._steps)
+        warm: int = round(self._settings["warmup"] * self.steps)
         most: float = self._settings["lr"]
         if step < warm:
             return most * (step + 1) / warm
-        return most * (1 + math.cos(math.pi * (step - warm) / max(self._steps - warm, 1))) / 2
+        return most * (1 + math.cos(math.pi * (step - warm) / max(self.steps - warm, 1))) / 2
 
     def step(self, values: Arrays, gradients: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """Return new values for the given ones.

@@ -21,10 +21,10 @@ _COMMAND = "onnxedge training install"
 
 @dataclass(frozen=True)
 class Environment:
-    """Name the interpreter that a worker runs in, and the folder that it finds onnxruntime-training in."""
+    """Name the interpreter that a worker runs in, and the folder that it finds onnxruntime-training in, if any."""
 
     python: str
-    overlay: Path
+    overlay: Path | None
 
 
 def overlay_home() -> Path:
@@ -43,7 +43,13 @@ def find_environment() -> Environment | None:
         found = Environment(str(record["python"]), Path(record["overlay"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if Path(found.python).is_file() and (found.overlay / "onnxruntime").is_dir() else None
+    there = Path(found.python).is_file() and (Path(record["overlay"]) / "onnxruntime").is_dir()
+    return found if there else None
+
+
+def own_environment() -> Environment:
+    """Return this interpreter, with what is installed beside it."""
+    return Environment(sys.executable, None)
 
 
 def environment() -> Environment:

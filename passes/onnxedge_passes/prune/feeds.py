@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import overload
 
-from onnxedge.api import Data, Feed
+from onnxedge.api import Batch, Data, Feed
 
 
 class Feeds(Sequence[Feed]):
@@ -25,6 +25,10 @@ class Feeds(Sequence[Feed]):
 
     def __len__(self) -> int:
         return len(self._parts)
+
+    def batch(self, index: int) -> Batch:
+        """Return a batch with its labels and how many of its samples are real."""
+        return next(self._parts[index].batches(self._size))
 
     @overload
     def __getitem__(self, index: int) -> Feed: ...

@@ -16,6 +16,7 @@ from onnxedge_passes.prune.groups import End, Group, Groups
 from onnxedge_passes.prune.labels import Reader
 from onnxedge_passes.prune.linear import Gram, Linear, bias_vector, weight_matrix
 from onnxedge_passes.prune.statistics import Statistics, Weights
+from onnxedge_passes.prune.taylor import Slopes
 
 _WAITING = 128  #: rows that may have gone before all of the matrices is brought up to date
 _TILE = 256  #: side of what is mirrored at once
@@ -43,6 +44,7 @@ def curves(
     *,
     gone: Array | None = None,
     weights: Weights | None = None,
+    slopes: Slopes | None = None,
     seed: int = 0,
 ) -> list[Curve]:
     """Return the error curve of each free group.
@@ -55,12 +57,13 @@ def curves(
         ridge: see :meth:`Gram.ridge`.
         gone: bool [units], what is gone already: it comes first, at no cost.
         weights: of the contractions, where they are not the model's own any more.
+        slopes: of the loss, where the ranking needs them.
         seed: of what is drawn.
     """
     gone = np.zeros(len(groups.component), bool) if gone is None else gone
     if score is not None:
         rng = np.random.default_rng(seed)
-        return [_ranked(groups, group, score, statistics, gammas, gone, rng) for group in groups.free]
+        return [_ranked(groups, group, score, statistics, gammas, gone, slopes, rng) for group in groups.free]
     assert statistics is not None
     order = statistics.context.progress.track(groups.free, "prune: importance", len(groups.free))
     return [brain_surgeon(groups, group, statistics, ridge, gone, weights or {}) for group in order]
@@ -73,10 +76,12 @@ def _ranked(
     statistics: Statistics | None,
     gammas: Mapping[ir.Node, Array],
     gone: Array,
+    slopes: Slopes | None,
     rng: np.random.Generator,
 ) -> Curve:
     """Rank units by a score of their own; the error is the share of the scores that is gone."""
-    scores = np.nan_to_num(np.maximum(np.asarray(score(_units(groups, group, statistics, gammas, rng)), float), 0.0))
+    given = score(_units(groups, group, statistics, gammas, slopes, rng))
+    scores = np.nan_to_num(np.maximum(np.asarray(given, float), 0.0))
     if scores.shape != group.units.shape:
         raise UserError(f"the importance gives {scores.shape} scores for {len(group.units)} units of {group.name!r}")
     scores[gone[group.units]] = 0.0
@@ -90,6 +95,7 @@ def _units(
     group: Group,
     statistics: Statistics | None,
     gammas: Mapping[ir.Node, Array],
+    slopes: Slopes | None,
     rng: np.random.Generator,
 ) -> Units:
     """Return what a score sees of a group."""
@@ -103,7 +109,8 @@ def _units(
             scales.append(gamma[places].astype(np.float64))
     reads = [_rows(end.reader, makes=False)[end.rows] for end in group.ends]
     squares = [statistics.squares[end.reader][end.rows] for end in group.ends] if statistics is not None else []
-    return Units(tuple(makes), tuple(reads), tuple(squares), tuple(scales), rng)
+    rising = slopes.of(group) if slopes is not None else None
+    return Units(tuple(makes), tuple(reads), tuple(squares), tuple(scales), rng, rising)
 
 
 def _rows(reader: Reader, *, makes: bool) -> Array:

@@ -8,8 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxedge.api import Array, Feed, Session
-from onnxedge_passes.prune.gradient import Backward, NoGradient
+from onnxedge.api import Array, Backward, Feed, NoGradient, Session
 
 Example = tuple[Feed, list[Array]]  #: what the piece reads, and what its outputs should be
 
@@ -58,7 +57,7 @@ class Lesson:
         values = {**made, **feed, **given, **known}
         shapes = {name: array.shape for name, array in values.items()}
         dtypes = {name: array.dtype for name, array in values.items()}
-        back = Backward(list(piece.graph.node), shapes, known, dtypes)
+        back = Backward(list(piece.graph.node), shapes, known, dtypes, _opset(piece))
         self._goals: dict[str, int] = {}
         seeds, losses = {}, []
         for k, (name, goal) in enumerate(zip(outputs, goals, strict=True)):
@@ -95,6 +94,10 @@ class Lesson:
     def _feed(self, weights: Sequence[Array], feed: Feed, goals: Sequence[Array]) -> Feed:
         wanted = {port: goals[k] for port, k in self._goals.items()}
         return {**feed, **dict(zip(self._trained, weights, strict=True)), **wanted}
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
 def _port(name: str, array: Array) -> onnx.ValueInfoProto:

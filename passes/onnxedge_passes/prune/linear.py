@@ -139,13 +139,27 @@ def position_count(linear: Linear, data: Array, output_shape: Sequence[int]) -> 
 
 def sample_rows(linear: Linear, data: Array, output_shape: Sequence[int], positions: Array) -> Array:
     """Return the regressors float32 [P, rows] at flat positions of the output (see :func:`position_count`)."""
-    node = linear.reader.node
+    weight = linear.reader.weight.const_value
+    assert weight is not None
+    return rows_at(linear.reader.node, tuple(weight.shape.numpy())[2:], data, output_shape, positions)
+
+
+def rows_at(node: ir.Node, kernel: Sequence[int], data: Array, output_shape: Sequence[int], positions: Array) -> Array:
+    """Return what a contraction reads for flat positions of its output, float32 [P, C * K], input channels outermost.
+
+    Args:
+        node: the contraction.
+        kernel: of a convolution.
+        data: its data input.
+        output_shape: of its output.
+        positions: see :func:`position_count`.
+    """
     if node.op_type != "Conv":
         axes = weight_axes(node)
         moved = np.moveaxis(data, axes.data_axis if axes else -1, -1)
         return moved.reshape(-1, moved.shape[-1])[positions].astype(np.float32)
     spatial = tuple(output_shape[2:])
-    kernel, strides, dilations, pads = _geometry(node, data.shape[2:], spatial, linear)
+    strides, dilations, pads = _geometry(node, data.shape[2:], spatial, kernel)
     rank = len(spatial)
     padded = np.pad(data, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)]) if any(pads) else data
     span = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
@@ -158,26 +172,23 @@ def sample_rows(linear: Linear, data: Array, output_shape: Sequence[int], positi
 
 
 def _geometry(
-    node: ir.Node, source: Sequence[int], output: Sequence[int], linear: Linear
-) -> tuple[Sequence[int], Sequence[int], Sequence[int], list[int]]:
-    """Return kernel, strides, dilations and pads (begins, then ends) of a convolution, auto_pad worked out."""
-    weight = linear.reader.weight.const_value
-    assert weight is not None
-    kernel = tuple(weight.shape.numpy())[2:]
+    node: ir.Node, source: Sequence[int], output: Sequence[int], kernel: Sequence[int]
+) -> tuple[Sequence[int], Sequence[int], list[int]]:
+    """Return strides, dilations and pads (begins, then ends) of a convolution, auto_pad worked out."""
     rank = len(kernel)
     strides = node.attributes.get_ints("strides", (1,) * rank)
     dilations = node.attributes.get_ints("dilations", (1,) * rank)
     mode = node.attributes.get_string("auto_pad", "NOTSET")
     if mode in ("NOTSET", None, ""):
-        return kernel, strides, dilations, list(node.attributes.get_ints("pads", (0,) * (2 * rank)))
+        return strides, dilations, list(node.attributes.get_ints("pads", (0,) * (2 * rank)))
     if mode == "VALID":
-        return kernel, strides, dilations, [0] * (2 * rank)
+        return strides, dilations, [0] * (2 * rank)
     total = [
         max((o - 1) * s + (k - 1) * d + 1 - i, 0)
         for o, s, k, d, i in zip(output, strides, kernel, dilations, source, strict=True)
     ]
     small, large = [t // 2 for t in total], [t - t // 2 for t in total]
-    return kernel, strides, dilations, [*small, *large] if mode == "SAME_UPPER" else [*large, *small]
+    return strides, dilations, [*small, *large] if mode == "SAME_UPPER" else [*large, *small]
 
 
 def sample_outputs(linear: Linear, output: Array, positions: Array) -> Array:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -78,7 +79,7 @@ class Prune(Pass):
     bytes: float | None = None  #: 0..1, share of the bytes of all weights that is kept
     ratio: float | None = None  #: 0..1, share of the prunable channels that is kept
     latency: float | None = None  #: 0..1, share of the time that one sample takes, measured on the target
-    steps: int = 1  #: cut in as many steps, each chosen on what the refitted model before it carries
+    steps: int = 1  #: cut in as many steps; with `distill` or `finetune` right behind, each is followed by training
     keep: tuple[str, ...] = ()  #: widths that are given, as ``pattern:share``, such as ``[layer1*:1,head/*:0.75]``
     exclude: tuple[str, ...] = ()  #: patterns of names of contractions whose output channels stay
     importance: str = "obs"  #: what decides which channels go: obs, or an entry point of ``onnxedge.importance``
@@ -101,10 +102,6 @@ class Prune(Pass):
                 raise UserError(f"prune: {key}={value:g} is not a share above 0 and up to 1 (what is kept)")
         if self.latency is not None and not context.target.runs_here:
             raise UserError(f"prune: latency: target {context.target.name} cannot be timed here; give macs= instead")
-        if self.importance == "taylor":
-            raise UserError(
-                "prune: importance=taylor needs gradients, which come with training, not built yet; use obs"
-            )
         if self.importance != "obs":
             find_importance(self.importance)
         self._check_behind(model, context)
@@ -160,6 +157,16 @@ class Prune(Pass):
             context.note(None, f"left alone: {_held_bytes(model)} bytes of weights would be held instead of {held}")
             return Result(figures={"groups": len(groups.free), "locked": len(groups.locked)})
         return result
+
+    def in_turns_with(self, follower: Pass) -> Sequence[Pass]:
+        """Return ``steps`` cuts with training behind each: all but the last share half of the epochs and minutes."""
+        given = {key: value for key in BUDGETS if (value := getattr(self, key)) is not None}
+        if self.steps == 1 or not given:
+            return ()
+        shares = {key: value ** (1 / self.steps) for key, value in given.items()}
+        cut = replace(self, steps=1, **shares)
+        short = follower.shortened(0.5 / (self.steps - 1))
+        return (*([cut, short] * (self.steps - 1)), cut, follower.shortened(0.5))
 
     def channel_groups(self, model: ir.Model, context: Context) -> ChannelGroups:
         """Return the channel groups of a model, for ``onnxedge inspect --groups``."""

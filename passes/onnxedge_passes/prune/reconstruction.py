@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Array, Context, Feed, Session, constant, macs, set_constant
+from onnxedge.api import GRADIENT_OPSET, Array, Context, Feed, NoGradient, Session, constant, macs, set_constant
 from onnxedge_passes.prune.blocks import Block, find_blocks, joined, weights
 from onnxedge_passes.prune.facts import Facts, Shapes
-from onnxedge_passes.prune.gradient import OPSET, NoGradient
 from onnxedge_passes.prune.lesson import Example, Lesson
 from onnxedge_passes.prune.stream import Stream
 from onnxedge_passes.prune.views import fitting_views, viewed
@@ -209,8 +208,8 @@ def reconstruct(
         held: samples that decide.
         context: for notes, progress, seed and threads.
     """
-    if student.graph.opset_imports.get("", 0) < OPSET:
-        context.note(None, f"blocks not reconstructed: opset {student.graph.opset_imports.get('', 0)} is below {OPSET}")
+    if (version := student.graph.opset_imports.get("", 0)) < GRADIENT_OPSET:
+        context.note(None, f"blocks not reconstructed: opset {version} is below {GRADIENT_OPSET}")
         return 0
     if not fit or not any(_signature(feed) == _signature(fit[0]) for feed in held):
         context.note(None, "blocks not reconstructed: no held-out samples of the same shape")

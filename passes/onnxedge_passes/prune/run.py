@@ -24,6 +24,7 @@ from onnxedge_passes.prune.search import Clocked, Tried, largest_cut
 from onnxedge_passes.prune.statistics import BY_WEIGHTS, Statistics
 from onnxedge_passes.prune.stream import held_bytes
 from onnxedge_passes.prune.surgery import remnants
+from onnxedge_passes.prune.taylor import find_slopes
 from onnxedge_passes.prune.trial import carry_out, check, masked
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ class Pruning:
         batch, limit = self._sizes(fit)
         batch = min(batch, max(len(held), 1))  # batches of one shape in both
         self._batches = list(held.batches(batch))
-        self.fit: Sequence[Feed] = Feeds(fit, batch)
-        self.mended = self.fit if limit is None else list(fit.feeds(batch, limit))
+        self.fit = Feeds(fit, batch)
+        self.mended: Sequence[Feed] = self.fit if limit is None else list(fit.feeds(batch, limit))
         session = Session(self.model, threads=context.threads)
         self._references = [session.run(b.feed) for b in self._batches]
 
@@ -132,6 +133,7 @@ class Pruning:
             self.options.ridge,
             gone=after.removed if after is not None else None,
             weights=constants,
+            slopes=find_slopes(self.options.importance, self.groups, self.fit, self.context, constants),
             seed=self.context.seed,
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxedge.api import Array, Units
+from onnxedge.api import Array, Units, UserError
 
 
 def l1(units: Units) -> Array:
@@ -33,6 +33,16 @@ def wanda(units: Units) -> Array:
     """Squared weights that read a unit times mean square of what it carries (Sun et al. 2023, arXiv:2306.11695)."""
     pairs = zip(units.reads, units.squares, strict=True)
     return _summed([(np.square(weights).sum(axis=2) * squares).sum(axis=1) for weights, squares in pairs])
+
+
+def taylor(units: Units) -> Array:
+    """Mean over samples of the squared change of the loss, to first order, when a unit goes.
+
+    Source: Molchanov et al. 2019, arXiv:1906.10771, section 3.1, with a gate behind each unit.
+    """
+    if units.slopes is None:
+        raise UserError("importance=taylor needs gradients, which are taken for `prune` alone")
+    return np.asarray(np.square(units.slopes).mean(axis=1))
 
 
 def random(units: Units) -> Array:

@@ -20,6 +20,7 @@ from onnxedge_passes.prune.run import Pruning
 from onnxedge_passes.prune.statistics import BY_WEIGHTS, Statistics
 from onnxedge_passes.prune.stored import restore
 from onnxedge_passes.prune.surgery import remnants
+from onnxedge_passes.prune.taylor import find_slopes
 from onnxedge_passes.prune.trial import carry_out
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class Widths:
         if options.repair != "none" or options.importance not in BY_WEIGHTS:
             self._statistics = Statistics(groups, self._pruning.fit, context)
         score = None if options.importance == "obs" else find_importance(options.importance)
-        self._curves = curves(groups, score, self._statistics, gammas, options.ridge, seed=context.seed)
+        slopes = find_slopes(options.importance, groups, self._pruning.fit, context)
+        self._curves = curves(groups, score, self._statistics, gammas, options.ridge, slopes=slopes, seed=context.seed)
         self.parts = tuple(Part(group.name, len(group.units) * group.channels) for group in groups.free)
 
     def kept(self, part: int | None, ratio: float) -> int:

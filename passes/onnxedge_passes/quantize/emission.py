@@ -15,6 +15,7 @@ from onnxedge.api import (
     add_initializer,
     constant,
     drop_if_unused,
+    opset,
     refresh_scopes,
     remove_node,
     replace_uses,
@@ -22,6 +23,7 @@ from onnxedge.api import (
 )
 
 from .rounding import LARGEST_BIAS, Grid, Weight, activation_grid, round_weight
+from .wide import Grids
 
 SHARED_BYTES = 4096  #: initializers up to this size are compared and shared
 Dialect = Literal["standard", "contrib", "per-tensor"]
@@ -36,10 +38,14 @@ class Emitter:
         rules: the target's.
         dialect: ``standard`` Q/DQ of opset 13 or later; ``contrib`` those of com.microsoft; ``per-tensor`` those of
             opset 10 to 12, which know no channels.
+        chosen: roundings of weights, by name, that are better than to nearest.
     """
 
-    def __init__(self, model: ir.Model, rules: Quantization, dialect: Dialect) -> None:
+    def __init__(
+        self, model: ir.Model, rules: Quantization, dialect: Dialect, chosen: Mapping[str, Weight] | None = None
+    ) -> None:
         self.model, self.rules, self.dialect = model, rules, dialect
+        self.chosen = chosen or {}
         self._domain = "com.microsoft" if dialect == "contrib" else ""
         self._shared: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self._restored: dict[tuple[ir.Value, int | None, bytes], ir.Value] = {}
@@ -61,7 +67,7 @@ class Emitter:
         The type of its output is left to shape inference, but in the runtime's own domain, which that does not know.
         """
         attributes = {} if axis is None else {"axis": axis}
-        domain = self._domain if op in ("QuantizeLinear", "DequantizeLinear") else ""
+        domain = self._domain_of(op, inputs)
         node = ir.node(op, inputs, attributes, domain=domain)
         node.name = node.outputs[0].name = unique_name(self.model.graph, wish)
         if domain:
@@ -73,6 +79,14 @@ class Emitter:
                 node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), ir.Shape(source.dims)
         return node
 
+    def _domain_of(self, op: str, inputs: Sequence[ir.Value | None]) -> str:
+        """Return the domain of a node: Q/DQ in 16 bits are in the runtime's own before opset 21."""
+        if op not in ("QuantizeLinear", "DequantizeLinear"):
+            return ""
+        point = inputs[2] if len(inputs) > 2 else None
+        is_wide = point is not None and point.dtype in (ir.DataType.UINT16, ir.DataType.INT16)
+        return "com.microsoft" if is_wide and opset(self.model) < 21 else self._domain
+
     def grid_inputs(self, grid: Grid) -> list[ir.Value]:
         """Return initializers for an activation's scale and zero point."""
         return [
@@ -80,8 +94,8 @@ class Emitter:
             self.initializer(np.array(grid.zero_point, grid.dtype), "z"),
         ]
 
-    def pair(self, value: ir.Value, grid: Grid, reads: Sequence[Use], *, takes_over: bool) -> None:
-        """Put Q and DQ behind a value.
+    def pair(self, value: ir.Value, grid: Grid, reads: Sequence[Use], *, takes_over: bool) -> ir.Value:
+        """Put Q and DQ behind a value and return what the DQ gives.
 
         Args:
             value: float activation.
@@ -104,6 +118,7 @@ class Emitter:
         if takes_over and value.is_graph_output():
             replace_uses(value, dequantize.outputs[0])
             quantize.replace_input_with(0, value)
+        return dequantize.outputs[0]
 
     def _insert_first(self, nodes: Sequence[ir.Node]) -> None:
         graph = self.model.graph
@@ -137,15 +152,16 @@ class Emitter:
         if value.is_graph_output():
             replace_uses(value, floats.outputs[0])
             floats.replace_input_with(0, value)
-        inner.type = ir.TensorType(ir.DataType.UINT8 if grid.dtype == "uint8" else ir.DataType.INT8)
+        inner.type = ir.TensorType(ir.DataType[grid.dtype.upper()])
 
-    def constant_input(self, unit: Unit, index: int) -> None:
+    def constant_input(self, unit: Unit, index: int, *, wide: bool = False) -> None:
         """Quantize a constant operand like an activation: per tensor, over its own range."""
         old = unit.node.inputs[index]
         array = constant(old)
         assert array is not None
         assert old is not None
-        grid = activation_grid(float(array.min(initial=0.0)), float(array.max(initial=0.0)), self.rules)
+        low, high = float(array.min(initial=0.0)), float(array.max(initial=0.0))
+        grid = activation_grid(low, high, self.rules, wide=wide)
         codes = self.initializer(grid.quantize(array), "c")
         node = self.node("DequantizeLinear", [codes, *self.grid_inputs(grid)], "d")
         self.model.graph.insert_before(unit.node, node)
@@ -166,7 +182,7 @@ class Emitter:
         array = constant(old)
         assert array is not None
         assert old is not None
-        weight = rounded(unit, array, grid, bias, rules, self.dialect)
+        weight = rounded(unit, array, grid, bias, rules, self.dialect).like(self.chosen.get(old.name or ""))
         key = (old, weight.axis, weight.scale.tobytes())  # held, not its id: it may be dropped here
         if key not in self._restored:
             inputs = [self.initializer(weight.codes, "w"), self.initializer(weight.scale, "s")]
@@ -230,7 +246,14 @@ def rounded(unit: Unit, array: Array, grid: Grid, bias: Array | None, rules: Qua
         least = np.abs(bias).astype(np.float32) / np.float32(grid.scale * LARGEST_BIAS)
         if axis is None or array.shape[axis] != least.size:
             least = least.max(initial=0.0).reshape(())
-    return round_weight(array, axis, least_scale=least)
+    return round_weight(array, axis, least_scale=least, limit=weight_limit(unit.node, array, rules))
+
+
+def weight_limit(node: ir.Node, array: Array, rules: Quantization) -> int:
+    """Return the largest magnitude that the integer weights of an operator may have on a target."""
+    alone = node.op_type == "Conv" and array.shape[1] == 1 and node.attributes.get_int("group", 1) == len(array)
+    default = rules.weight_limit.get(node.op_type, 127)
+    return rules.weight_limit.get("DepthwiseConv", 127) if alone else default
 
 
 def weight_axis(node: ir.Node, rules: Quantization) -> int | None:
@@ -241,11 +264,10 @@ def weight_axis(node: ir.Node, rules: Quantization) -> int | None:
     return 1 - axis if node.op_type == "Gemm" and node.attributes.get_int("transB", False) else axis
 
 
-def emit(
-    emitter: Emitter, units: Sequence[Unit], grids: Mapping[str, Grid], biases: Mapping[ir.Node, Array | None]
-) -> None:
+def emit(emitter: Emitter, units: Sequence[Unit], grids: Grids, biases: Mapping[ir.Node, Array | None]) -> None:
     """Put everything in for the units that run in integers; ``grids`` has one for each value that is quantized."""
     reads: dict[int, list[Use]] = {}
+    converted: dict[int, list[Use]] = {}
     values: dict[int, ir.Value] = {}
     made: set[int] = set()
     inside: set[int] = set()
@@ -254,7 +276,8 @@ def emit(
             value = unit.node.inputs[index]
             assert value is not None
             values.setdefault(id(value), value)
-            reads.setdefault(id(value), []).append((unit.node, index))
+            mine = reads if grids.is_main(unit, value.name or "") else converted
+            mine.setdefault(id(value), []).append((unit.node, index))
         for value in unit.outputs:
             if (value.name or "") in grids:
                 values.setdefault(id(value), value)
@@ -267,11 +290,13 @@ def emit(
     for key, value in values.items():
         if key not in inside:
             own = key in made and emitter.rules.output_scale == "own"
-            emitter.pair(value, grids[named[key]], reads.get(key, []), takes_over=own)
+            after = emitter.pair(value, grids[named[key]], reads.get(key, []), takes_over=own)
+            if key in converted:
+                emitter.pair(after if own else value, grids.other[named[key]], converted[key], takes_over=False)
     for unit in units:
         if unit.role == "on-integers":
             emitter.on_integers(unit, grids[outputs[unit.node][0]])
         for index in unit.constants:
-            emitter.constant_input(unit, index)
+            emitter.constant_input(unit, index, wide=unit.node in grids.wide)
         if unit.weight is not None:
-            emitter.weight(unit, grids[inputs[unit.node]], biases.get(unit.node))
+            emitter.weight(unit, grids.read(unit, inputs[unit.node]), biases.get(unit.node))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxedge.api import (
@@ -20,27 +19,27 @@ from onnxedge.api import (
     Unit,
     UserError,
     first_line,
-    forked,
     opset,
     place,
 )
 
 from .calibration import AUTO, Choice, Observed, calibrate, save
 from .emission import Dialect, Emitter, emit
+from .equalize import Equalizer
+from .existing import Existing, merge_pairs
 from .fidelity import Fidelity, Reference
-from .grids import biases_of, channel_axes, grids_of
-from .sensitivity import noisiest, regions
-from .storage import storable, store
+from .grids import biases_of, grids_of
+from .islands import islands, tell
+from .refine import Refined, Rounding
+from .search import Search
+from .storage import store
+from .wide import Grids, can_widen
 
 BATCH = 16
+STANDARD_OPSET = 13  #: from which Q/DQ of the default domain know channels
+ALREADY = "computes on integers already"
+TORN = "left float: the model has different scales before and behind it, and it moves integers unchanged"
 HELD_OUT = 48  #: held-out samples at most
-SENSITIVITY_BATCHES = 8  #: samples (batches of a model with a fixed one) to measure a part's noise
-ROUNDS = 4  #: times that parts are put back before everything is
-RESERVE_DB = 0.5
-TOLERANCE_DB = 2.0  #: what the held-out samples may fall short of ``min_sqnr`` where reaching it costs much speed
-WORTH_KEEPING = 0.8  #: share of the predicted time saved that must be left for parts to be put back then
-LEAST_WORTH_NS = 2000.0  #: a crossing or two: what returning any part to float costs at least
-FEW_REGIONS = 6  #: below this many regions their units are measured one by one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,13 @@ class Settings:
         stored: store as integers what stays float.
         samples: calibration samples at most.
         min_sqnr: dB on held-out samples that are to be reached.
+        max_drop: how much of the metric may be lost, 0..1; None for no such bound.
+        timing: time each region and put back those that are slower.
+        extend: the model has quantized activations, which stay as they are.
         bias_correction: take the mean shift of rounded weights out of the bias.
+        rounding: how weights are rounded.
+        equalize: scale channels between linear layers where that leaves less noise.
+        smooth: scale channels behind normalizations.
         skip: patterns of names of nodes that stay float.
         ranges: files of ranges.
         save_ranges: file to write what was observed and chosen to; empty for none.
@@ -64,7 +69,13 @@ class Settings:
     stored: bool = True
     samples: int = 256
     min_sqnr: float = 0.0
+    max_drop: float | None = None
+    timing: bool = True
+    extend: bool = False
     bias_correction: bool = True
+    rounding: Rounding = "auto"
+    equalize: bool = True
+    smooth: bool = True
     skip: tuple[str, ...] = ()
     ranges: tuple[str, ...] = ()
     save_ranges: str = ""
@@ -72,22 +83,35 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Say what was written into the model: units in integers, stored weights, bytes saved by storing, fidelity."""
+    """Say what was written into the model: units in integers, stored weights, bytes saved by storing, fidelity.
+
+    Further ``figures`` are what the search found, JSON-ready.
+    """
 
     placement: Placement
     stored: int
     saved: int
     fidelity: Fidelity | None
+    figures: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass
-class _Returned:
-    """Hold what has been put back to float so far: node positions with the reason, names of constants."""
+class Returned:
+    """Hold what has been put back to float so far: node positions with the reason, names of constants.
+
+    ``wide`` are positions of operators that compute on 16 bits instead.
+    """
 
     nodes: dict[int, str] = field(default_factory=dict)
     constants: set[str] = field(default_factory=set)
     all_nodes: str = ""
     all_constants: bool = False
+    wide: set[int] = field(default_factory=set)
+
+    def become(self, other: Returned) -> None:
+        """Take over what another one holds."""
+        for item in fields(self):
+            setattr(self, item.name, getattr(other, item.name))
 
 
 class Quantizer:
@@ -96,31 +120,48 @@ class Quantizer:
     def __init__(self, settings: Settings, model: ir.Model, context: Context) -> None:
         rules = context.target.quantization
         assert rules is not None
+        if settings.stored and rules.folded == "none":
+            context.note(None, f"{context.target.name} takes no integer weights beside float data: they stay float32")
+            settings = replace(settings, stored=False)
         self.settings, self.model, self.context, self.rules = settings, model, context, rules
         self.dialect = dialect_of(model, rules)
+        self.existing = Existing.of(model, rules) if settings.extend else Existing({}, frozenset())
         data = context.calibration
         self.fit, self.held = data.split(0.25) if len(data) >= 8 else (data, data)
-        self.returned = _Returned()
+        self.returned = Returned()
         self.seen: dict[str, Observed] = {}
         self.record: dict[str, dict[str, Any]] | None = {} if settings.save_ranges else None
         self.method = settings.methods[0]
+        self.equalizer = Equalizer(self)
+        self.refined = Refined()
 
     def run(self) -> Outcome:
         """Return what was done."""
         self.calibrated()
-        reference = Reference(self.model, list(self.held.feeds(BATCH, limit=HELD_OUT)), self.context)
-        fidelity = self._improve(reference) if reference.usable else None
-        placement, stored, saved = self._emit(self.model)
+        feeds = list(self.held.feeds(BATCH, limit=HELD_OUT))
+        reference = Reference(self.model, feeds, self.context, before_softmax=True)
+        figures = self.equalizer.run(reference) if reference.usable else {}
+        search = Search(self, reference)
+        fidelity = search.run() if reference.usable else None
+        if self.equalizer.finish():
+            fidelity = reference.compare(search.trial())
+        found = islands(self.model, self.place(self.model), self.context)
+        tell(found, self.context)
+        search.figures["float_islands"] = [island.figures() for island in found]
+        placement, stored, saved = self.emit(self.model)
         if self.record is not None:
             save(Path(self.settings.save_ranges), self.record, self.seen, self.method)
-        return Outcome(placement, stored, saved, fidelity)
+        return Outcome(placement, stored, saved, fidelity, figures | search.figures)
 
     def calibrated(self) -> Placement:
         """Observe the ranges of all that may become integer, and return what that is."""
+        self.returned.nodes.update(dict.fromkeys(self.existing.nodes, ALREADY))
         for position, node in enumerate(self.model.graph):
             if any(fnmatch(node.name or "", pattern) for pattern in self.settings.skip):
                 self.returned.nodes[position] = "left float as asked by skip"
-        placement = self.place(self.model)
+        while torn := self.existing.torn((placement := self.place(self.model)).integer):
+            positions = {node: i for i, node in enumerate(self.model.graph)}
+            self.returned.nodes.update((positions[unit.node], TORN) for unit in torn)
         if placement.integer:
             self._calibrate(placement)
         return self.place(self.model)
@@ -130,9 +171,9 @@ class Quantizer:
         before = copy.deepcopy(self.returned)
         self.returned.nodes.update((position, "left float on trial") for position in keep_float)
         try:
-            self._emit(model)
+            self.emit(model)
         finally:
-            self.returned = before
+            self.returned.become(before)
 
     def place(self, model: ir.Model) -> Placement:
         """Return what runs in integers; the same for the model and all its forks."""
@@ -142,7 +183,9 @@ class Quantizer:
         keep = {nodes[i]: reason for i, reason in self.returned.nodes.items()}
         if self.returned.all_nodes:
             keep = dict.fromkeys(nodes, self.returned.all_nodes)
-        return place(model, self.context.target, keep_float=keep)
+        found = place(model, self.context.target, keep_float=keep)
+        done = {nodes[i] for i in self.existing.nodes}
+        return replace(found, reasons={node: r for node, r in found.reasons.items() if node not in done})
 
     def _calibrate(self, placement: Placement) -> None:
         """Observe the activations of all units; what is not finite stays float."""
@@ -156,7 +199,7 @@ class Quantizer:
                 methods=self.settings.methods,
                 samples=self.settings.samples,
                 files=self.settings.ranges,
-                channels=channel_axes(placement.integer),
+                channels=self.equalizer.channel_axes(placement.integer),
                 record=self.record,
             )
         except CannotRun as err:
@@ -173,114 +216,45 @@ class Quantizer:
                 reason = f"{unit.node.op_type}: its activations are not finite on the calibration samples"
                 self.returned.nodes[positions[unit.node]] = reason
 
-    def _improve(self, reference: Reference) -> Fidelity:
-        """Choose the method, then put parts back to float until the held-out samples are answered well enough."""
-        fidelity = self._choose_method(reference)
-        least = self.settings.min_sqnr
-        for _ in range(ROUNDS):
-            if fidelity.sqnr_db >= least:
-                return fidelity
-            before, gain = copy.deepcopy(self.returned), self.place(self.model).gain_ns
-            keep = 10.0 ** ((fidelity.sqnr_db - least - RESERVE_DB) / 10.0)
-            if not (self._put_back(reference, keep) or self._put_back_stored(reference, keep)):
-                break
-            if fidelity.sqnr_db >= least - TOLERANCE_DB and self.place(self.model).gain_ns < WORTH_KEEPING * gain:
-                self.returned = before
-                text = f"{fidelity.sqnr_db:.1f} dB on held-out samples instead of min_sqnr={least:g}"
-                self.context.note(None, f"{text}: more would cost over {1 - WORTH_KEEPING:.0%} of the time saved")
-                return fidelity
-            fidelity = self._try(reference)
-        return self._give_up(reference) if fidelity.sqnr_db < least - TOLERANCE_DB else fidelity
+    def emitter(self, model: ir.Model) -> Emitter:
+        """Return what writes into a model."""
+        return Emitter(model, self.rules, self.dialect or "standard", self.refined.weights)
 
-    def _give_up(self, reference: Reference) -> Fidelity:
-        """Put all units back to float, and where that is not enough the stored weights too."""
-        least = self.settings.min_sqnr
-        self.returned.all_nodes = f"put back to float: under min_sqnr={least:g} whatever else was put back"
-        fidelity = self._try(reference)
-        if fidelity.sqnr_db < least:
-            self.returned.all_constants = True
-            self.context.note(None, f"weights kept as float: stored as int8 they leave under min_sqnr={least:g}")
-            fidelity = self._try(reference)
-        return fidelity
-
-    def _try(self, reference: Reference) -> Fidelity:
-        trial, _ = forked(self.model)
-        self._emit(trial)
-        return reference.compare(trial)
-
-    def _choose_method(self, reference: Reference) -> Fidelity:
-        """Return the fidelity of the method that keeps the outputs best, and stay with it."""
-        if not self.seen:
-            return self._try(reference)
-        tried: list[tuple[Fidelity, Choice]] = []
-        for method in self.settings.methods:
-            self.method = method
-            tried.append((self._try(reference), method))
-        fidelity, self.method = max(tried, key=lambda entry: entry[0].sqnr_db)
-        return fidelity
-
-    def _put_back(self, reference: Reference, keep: float) -> bool:
-        """Return regions or units to float that cause the most noise for what they gain; False where none is left."""
-        placement = self.place(self.model)
-        units, savings = placement.integer, placement.savings_ns
-        positions = {node: i for i, node in enumerate(self.model.graph)}
-        parts = [tuple(part) for part in regions(units)]
-        if len(parts) < FEW_REGIONS:
-            parts = [(index,) for index in range(len(units))]
-
-        def noise_of(part: tuple[int, ...]) -> float:
-            trial, _ = forked(self.model)
-            placed = self.place(trial).integer
-            self._emit_units(trial, [placed[i] for i in part])
-            return reference.compare(trial, limit=SENSITIVITY_BATCHES).noise
-
-        def worth(part: tuple[int, ...]) -> float:
-            return max(sum(savings[i] for i in part), 0.0) + LEAST_WORTH_NS
-
-        tracked = self.context.progress.track(parts, "int8: sensitivity", len(parts))
-        noise = {part: noise_of(part) for part in tracked}
-        chosen = noisiest(parts, noise, keep, worth)
-        for part, share in chosen:
-            left = -10.0 * np.log10(max(share, 1e-12))
-            reason = f"put back to float: quantized, this part alone leaves {left:.0f} dB"
-            self.returned.nodes.update((positions[units[index].node], reason) for index in part)
-        return bool(chosen)
-
-    def _put_back_stored(self, reference: Reference, keep: float) -> bool:
-        """Keep the stored weights that cause the most noise as float; False where none is left."""
-        if not self.settings.stored:
-            return False
-        names = [v.name or "" for v, _ in storable(self.model) if v.name not in self.returned.constants]
-
-        def noise_of(name: str) -> float:
-            trial, _ = forked(self.model)
-            store(trial, self.context, self._emitter(trial), lambda v: v.name == name)
-            return reference.compare(trial, limit=SENSITIVITY_BATCHES).noise
-
-        chosen = noisiest(names, {name: noise_of(name) for name in names}, keep, lambda name: 1.0)
-        for name, _ in chosen:
-            self.returned.constants.add(name)
-            self.context.note(repr(name), "weight kept as float: stored as int8 it costs too much accuracy")
-        return bool(chosen)
-
-    def _emitter(self, model: ir.Model) -> Emitter:
-        return Emitter(model, self.rules, self.dialect or "standard")
-
-    def _emit(self, model: ir.Model) -> tuple[Placement, int, int]:
+    def emit(self, model: ir.Model) -> tuple[Placement, int, int]:
         """Write integers into a model: the units placed, and the weights that stay float but are stored small."""
         placement = self.place(model)
-        emitter = self._emit_units(model, placement.integer)
-        if not self.settings.stored or self.returned.all_constants:
-            return placement, 0, 0
-        kept = self.returned.constants
-        return placement, *store(model, self.context, emitter, lambda v: (v.name or "") not in kept)
+        emitter = self.emit_units(model, placement.integer)
+        count = saved = 0
+        if self.settings.stored and not self.returned.all_constants:
+            kept = self.returned.constants
+            count, saved = store(model, self.context, emitter, lambda v: (v.name or "") not in kept)
+        if self.settings.extend:
+            merge_pairs(model)
+        return placement, count, saved
 
-    def _emit_units(self, model: ir.Model, units: Sequence[Unit]) -> Emitter:
-        emitter = self._emitter(model)
+    def grids(self, model: ir.Model, units: Sequence[Unit]) -> Grids:
+        """Return the grids of the values of some units of the model or a fork of it."""
+        nodes = list(model.graph) if self.returned.wide else []
+        wide = {nodes[position] for position in self.returned.wide}
+        return grids_of(units, self.seen, self.method, self.rules, self.existing.grids, wide)
+
+    def widen(self, units: Iterable[Unit]) -> bool:
+        """Let units of the model compute on 16 bits where the target can; False where none can that did not before."""
+        positions = {node: i for i, node in enumerate(self.model.graph)} if can_widen(self.model, self.rules) else {}
+        found = {positions[u.node] for u in units if u.node.op_type in self.rules.wide and u.node in positions}
+        is_new = not found <= self.returned.wide
+        self.returned.wide |= found
+        return is_new
+
+    def emit_units(self, model: ir.Model, units: Sequence[Unit]) -> Emitter:
+        """Write some of the units placed into a model."""
+        emitter = self.emitter(model)
         if units:
-            grids = grids_of(units, self.seen, self.method, self.rules)
+            grids = self.grids(model, units)
             correct = self.settings.bias_correction
-            biases = biases_of(units, grids, self.seen, self.rules, emitter.dialect, correct=correct)
+            chosen, shifts = self.refined.weights, self.refined.shifts
+            rules, dialect = self.rules, emitter.dialect
+            biases = biases_of(units, grids, self.seen, rules, dialect, correct=correct, chosen=chosen, shifts=shifts)
             emit(emitter, units, grids, biases)
         return emitter
 
@@ -288,7 +262,7 @@ class Quantizer:
 def dialect_of(model: ir.Model, rules: Quantization) -> Dialect | None:
     """Return which Q/DQ operators a model of this opset can hold for a target, None for none."""
     version = opset(model)
-    if version >= 13:
+    if version >= STANDARD_OPSET:
         return "standard"
     if version < 10:
         return None

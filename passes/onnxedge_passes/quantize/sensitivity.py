@@ -34,6 +34,18 @@ def regions(units: Sequence[Unit]) -> list[list[int]]:
     return list(groups.values())
 
 
+def fewest(count: int, works: Callable[[int], bool]) -> int:
+    """Return how many parts are enough: 1, 2, 4.. are tried, then halves; 0 is too few, all of them are enough."""
+    low, high = 0, 1
+    while high < count and not works(high):
+        low, high = high, 2 * high
+    high = min(high, count)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if works(middle) else (middle, high)
+    return high
+
+
 def noisiest(
     parts: Sequence[Part], noise: Mapping[Part, float], keep: float, worth: Callable[[Part], float]
 ) -> list[tuple[Part, float]]:

@@ -1,7 +1,8 @@
 """Which operators ONNX Runtime's training has a right gradient for, and what that leaves of a graph to be trained.
 
 Every operator of the table was compared with finite differences in onnxruntime-training-cpu 1.19.2. AveragePool is not
-in it: in whole models its gradient was off by a factor of 1e5, or ended the process.
+in it: in whole models its gradient was off by a factor of 1e5, or ended the process. Round passes gradients as if it
+rounded nothing, which both engines are told.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from onnxedge_passes.cleanup.worklist import input_at
 _KNOWN = """
     Abs Add BatchNormalization Cast Clip Concat Conv Cos Div Dropout Erf Exp Expand Flatten Gather
     GatherElements GatherND Gelu Gemm GlobalAveragePool Identity LayerNormalization LeakyRelu Log LogSoftmax MatMul Max
-    MaxPool Min Mul Neg Pad Pow Reciprocal ReduceL2 ReduceLogSumExp ReduceMean ReduceSum Relu Reshape ScatterElements
-    ScatterND Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Trilu Unsqueeze Where
+    MaxPool Min Mul Neg Pad Pow Reciprocal ReduceL2 ReduceLogSumExp ReduceMean ReduceSum Relu Reshape Round
+    ScatterElements ScatterND Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Trilu Unsqueeze
+    Where
 """
 DIFFERENTIABLE = frozenset(_KNOWN.split())
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)

@@ -12,7 +12,7 @@ from onnxedge.api import Array, UserError, constant, constant_tensor, did_you_me
 _ELEMENTWISE = ("Add", "Mul", "Sub", "Concat", "Expand")  #: read weights where another operand depends on weights
 _VIEWS = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 _RECURRENT = dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2, 3))
-_EXTRA = {"MatMul": (0, 1), "Gemm": (0, 1, 2), "Gather": (0,), **_RECURRENT}
+_EXTRA = {"MatMul": (0, 1), "Gemm": (0, 1, 2), "Gather": (0,), "PRelu": (1,), **_RECURRENT}
 _MASK = 1e4  #: a constant that reaches this far hides what it is added to
 
 

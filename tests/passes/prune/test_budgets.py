@@ -134,7 +134,6 @@ def test_scores_are_what_they_say() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"importance": "taylor"}, "needs gradients"),
         ({"importance": "l3"}, "did you mean"),
         ({"keep": ("conv1",)}, "a pattern of names, a colon and a share"),
         ({"keep": ("conv1:2",)}, "a pattern of names, a colon and a share"),

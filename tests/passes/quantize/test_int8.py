@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,10 +189,32 @@ def test_old_opsets_are_per_tensor_elsewhere() -> None:
     assert all(s is not None and s.const_value is not None and s.const_value.size == 1 for s in scales)
 
 
-def test_an_opset_without_q_dq_stores_only_and_says_so() -> None:
+def test_an_opset_without_q_dq_is_left_for_a_newer_one() -> None:
+    model = residual(opset=9)
+    before = model.clone()
+    result, context = apply(model)
+    assert model.opset_imports[""] == 13
+    assert ran(model).count("QLinearConv") == 3
+    assert result.figures["integer_nodes"] == 9
+    assert "written for opset 13" in reasons(context)
+    assert sqnr(before, model, (8, 16, 16, 16)) > 25
+
+
+def test_an_opset_is_kept_where_nothing_becomes_integer() -> None:
+    model = residual(opset=9)
+    result, context = apply(model, skip="*")
+    assert model.opset_imports[""] == 9
+    assert result.figures["integer_nodes"] == 0
+    assert "written for opset" not in reasons(context)
+
+
+def test_a_runtime_without_q_dq_gets_stored_weights_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = replace(load_packaged_target("onnxedge.targets", "ort-cpu"), opset_max=12)
+    monkeypatch.setattr(f"{__name__}.load_packaged_target", lambda *_: old)
     model = residual(opset=9)
     result, context = apply(model)
     assert result.figures["integer_nodes"] == 0
+    assert result.figures["stored_weights"] == 3
     assert "opset 9 has no QuantizeLinear" in reasons(context)
     assert "QuantizeLinear" not in {node.op_type for node in model.graph}
 
@@ -223,7 +246,7 @@ def test_an_overridable_weight_is_left_alone() -> None:
     model = residual()
     model.graph.inputs.append(model.graph.initializers["w1"])
     _, context = apply(model)
-    assert "Conv 'one': Conv: its weight is computed at run time" in reasons(context)
+    assert "Conv 'one': Conv: its weight is a graph input that a caller may override" in reasons(context)
     assert model.graph.initializers["w1"].const_value is not None
     assert model.graph.initializers["w1"].const_value.dtype == ir.DataType.FLOAT
 

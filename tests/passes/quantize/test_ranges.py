@@ -50,9 +50,9 @@ def test_what_is_saved_makes_the_same_model(tmp_path: Path, method: Any) -> None
     file = str(tmp_path / "ranges.json")
     first, second = chain(), chain()
     x = {"x": samples(32)}
-    apply(Int8(method=method, save_ranges=file, min_sqnr=-99), first, x)
+    apply(Int8(method=method, save_ranges=file, min_sqnr=-99, rounding="nearest"), first, x)
     assert len(scales(first)) == 4
-    apply(Int8(ranges=(file,), min_sqnr=-99), second, {"x": x["x"] * 7})
+    apply(Int8(ranges=(file,), min_sqnr=-99, rounding="nearest"), second, {"x": x["x"] * 7})
     assert scales(second) == scales(first)
     assert to_proto(first).SerializeToString(True) == to_proto(second).SerializeToString(True)
 

@@ -1,8 +1,9 @@
 """Activations streamed past: two runs over the samples, for one group of tensors after the other.
 
-The first run keeps minimum, maximum and the mean of each channel, the second fills a histogram between minimum and
-maximum; what the methods make of it is all that stays. A group is as many tensors as fit, for one batch, into a budget
-of memory, so that the peak hangs neither on the number of samples nor on the number of tensors.
+The first run keeps minimum and maximum, and of each channel these, the mean and the mean square; the second fills a
+histogram between minimum and maximum; what the methods make of it is all that stays. A group is as many tensors as
+fit, for one batch, into a budget of memory, so that the peak hangs neither on the number of samples nor on the number
+of tensors.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from onnxedge.api import Array, Batch, Context, Data, Feed, Session, capture, fo
 from .methods import settle
 from .observed import HISTOGRAM_BYTES, Choice, Observed
 
-MEMORY_BYTES = 256 << 20  #: activations captured, and histograms, at one time
+MEMORY_BYTES = 128 << 20  #: activations captured, and histograms, at one time
 BATCH = 16
-LARGEST_SHARE = 4  #: the largest tensor of a batch may take one part in so many of the budget
 WITHOUT_HISTOGRAM = ("minmax", "average", "mixed")
 
 
@@ -44,13 +44,15 @@ class Stream:
     def of(cls, model: ir.Model, values: Sequence[ir.Value], data: Data, limit: int, budget: int) -> Stream:
         """Part values into groups by what they take for one batch; the largest of a few samples stands for all.
 
+        Every group is a run of the whole model over all samples, so that the batch is rather made smaller.
+
         Raises:
             CannotRun: the model does not run on a sample.
         """
         largest = max(data.batches(1, 8), key=lambda batch: sum(array.nbytes for array in batch.feed.values()))
         bytes_of = tensor_bytes(model, values, largest.feed)
-        most = max(bytes_of, default=0)
-        batch = data.fixed_batch or int(np.clip(budget // (LARGEST_SHARE * max(most, 1)), 1, BATCH))
+        room = budget - HISTOGRAM_BYTES * len(values)
+        batch = data.fixed_batch or int(np.clip(room // max(sum(bytes_of), 1), 1, BATCH))
         times = 1 if data.fixed_batch else batch
         groups: list[list[ir.Value]] = [[]]
         used = 0
@@ -71,7 +73,10 @@ class Stream:
     def capture(
         self, model: ir.Model, group: Sequence[ir.Value], context: Context, what: str
     ) -> Iterator[tuple[Batch, list[Array]]]:
-        """Yield each batch with the values of a group; samples that only fill a fixed batch are cut off."""
+        """Yield each batch with the values of a group; samples that only fill a fixed batch are cut off.
+
+        The list is emptied when the next one is asked for: two batches' values would be twice the budget.
+        """
         batches: list[Batch] = []
 
         def feeds() -> Iterator[Feed]:
@@ -79,11 +84,14 @@ class Stream:
                 batches[:] = [batch]
                 yield batch.feed
 
-        arrays = capture(model, group, feeds(), threads=context.threads)
-        for captured in context.progress.track(arrays, f"int8: {what}", self.feeds):
+        stream = capture(model, group, feeds(), threads=context.threads)
+        for captured in context.progress.track(stream, f"int8: {what}", self.feeds):
             size, count = self.data.fixed_batch, batches[0].count
             cut = size is not None and count < size
-            yield batches[0], [a[:count] if cut and a.ndim and a.shape[0] == size else a for a in captured]
+            arrays = [a[:count] if cut and a.ndim and a.shape[0] == size else a for a in captured]
+            captured.clear()
+            yield batches[0], arrays
+            arrays.clear()
 
 
 def observe(
@@ -103,7 +111,7 @@ def observe(
         stream: samples and groups of values.
         choices: methods that are to choose a range.
         context: for threads and progress.
-        channels: value name -> channel axis, for values whose channel means are wanted.
+        channels: value name -> channel axis, for values of whose channels something is wanted.
         symmetric: the target's activations have their zero point at 0.
         record: takes each value's name and what was seen, with its histogram, before that is dropped.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,7 +14,26 @@ Choice = tuple[Method, float]  #: a method and its percentile, 0 for the others
 Range = tuple[float, float]
 BINS = 8192
 HISTOGRAM_BYTES = 8 * BINS
-_BLOCK = 1 << 20  #: elements sorted into bins at one time
+_BLOCK = 1 << 16  #: elements sorted into bins at one time; what the processor keeps at hand
+
+
+@dataclass
+class Channels:
+    """Hold what was seen of each channel of one tensor.
+
+    Attributes:
+        low, high: least and greatest value, float32 [C].
+        square: mean square, float64 [C].
+    """
+
+    low: Array
+    high: Array
+    square: Array
+
+    def merge(self, other: Channels, share: float) -> None:
+        """Take up other samples' values, a share of all that were seen then."""
+        self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        self.square = self.square + share * (other.square - self.square)
 
 
 @dataclass
@@ -27,6 +46,7 @@ class Observed:
         samples: number of samples seen.
         elements: number of values seen.
         mean: mean of each channel, float64 [C], where asked for.
+        channels: what was seen of each channel, where asked for; not kept in files.
         counts: histogram, int64 [BINS] over low..high; None before the second pass and after :meth:`settle`.
         ranges: what each method makes of it.
     """
@@ -37,6 +57,7 @@ class Observed:
     samples: int = 0
     elements: int = 0
     mean: Array | None = None
+    channels: Channels | None = None
     counts: Array | None = None
     ranges: dict[Choice, Range] = field(default_factory=dict)
 
@@ -51,12 +72,14 @@ class Observed:
         Args:
             array: float, samples along axis 0 where that has ``count`` entries; else one array that serves them all.
             count: number of samples.
-            axis: channel axis, None where no channel means are wanted.
+            axis: channel axis, None where nothing of channels is wanted.
         """
         if not array.size:
             return
-        rows = array.reshape(count, -1) if array.ndim and array.shape[0] == count else array.reshape(1, -1)
-        lows, highs = rows.min(axis=1), rows.max(axis=1)
+        rows = count if array.ndim and array.shape[0] == count else 1
+        view = _view(array, rows, axis)
+        low, high = (_over_space(ufunc, view) for ufunc in (np.minimum, np.maximum))  # [rows, C]
+        lows, highs = low.reshape(rows, -1).min(axis=1), high.reshape(rows, -1).max(axis=1)
         self.low = float(np.minimum(self.low, lows.min()))  # NaN stays NaN
         self.high = float(np.maximum(self.high, highs.max()))
         part = count / (self.samples + count)
@@ -67,10 +90,17 @@ class Observed:
         )
         self.samples += count
         if axis is not None and array.ndim:
-            others = tuple(i for i in range(array.ndim) if i != axis % array.ndim)
-            mean = array.mean(axis=others, dtype=np.float64)
+            wide = np.promote_types(array.dtype, np.float32)
+            mean = _over_space(np.add, view, wide).mean(axis=0, dtype=np.float64) / (view.shape[1] * view.shape[3])
+            cells = view.reshape(-1, *view.shape[2:])
+            square = np.einsum("ncx,ncx->c", cells, cells, dtype=np.float32).astype(np.float64)
+            seen = Channels(low.min(axis=0), high.max(axis=0), square * view.shape[2] / array.size)
             share = array.size / (self.elements + array.size)
             self.mean = mean if self.mean is None else self.mean + share * (mean - self.mean)
+            if self.channels is None:
+                self.channels = seen
+            else:
+                self.channels.merge(seen, share)
         self.elements += array.size
 
     @property
@@ -88,8 +118,10 @@ class Observed:
         flat, low, scale = array.reshape(-1), np.float32(self.low), np.float32(1.0 / self.bin_width)
         for start in range(0, flat.size, _BLOCK):
             with np.errstate(over="ignore"):
-                bins = (flat[start : start + _BLOCK].astype(np.float32, copy=False) - low) * scale
-            self.counts += np.bincount(np.clip(bins, 0, BINS - 1).astype(np.int32), minlength=BINS)
+                bins = flat[start : start + _BLOCK].astype(np.float32, copy=False) - low
+                bins *= scale
+            np.clip(bins, 0, BINS - 1, out=bins)
+            self.counts += np.bincount(bins.astype(np.intp), minlength=BINS)
 
     def merge(self, other: Observed) -> None:
         """Take up what was seen of the same tensor on other samples, as if all had been seen here.
@@ -113,7 +145,7 @@ class Observed:
             self.mean = self.mean + share * (other.mean - self.mean)
         else:
             self.mean = other.mean if not self.samples else None
-        self.low, self.high, self.counts = low, high, joint.counts
+        self.low, self.high, self.counts, self.channels = low, high, joint.counts, None
         self.samples += other.samples
         self.elements += other.elements
         self.ranges = {}
@@ -129,3 +161,18 @@ class Observed:
         wanted = low + np.arange(BINS + 1) * width
         wanted[-1] = np.inf
         return np.diff(np.rint(np.interp(wanted, edges, rising)).astype(np.int64))
+
+
+def _view(array: Array, rows: int, axis: int | None) -> Array:
+    """Return an array as [rows, A, C, B], with its channel axis as C; one channel for none."""
+    if axis is None or not array.ndim:
+        return array.reshape(rows, 1, 1, -1)
+    axis %= array.ndim
+    rows = rows if axis else 1
+    return array.reshape(rows, int(np.prod(array.shape[:axis], dtype=np.int64)) // rows, array.shape[axis], -1)
+
+
+def _over_space(ufunc: np.ufunc, view: Array, dtype: Any = None) -> Array:
+    """Reduce [rows, A, C, B] to [rows, C], the longer of A and B in one go."""
+    part = view[..., 0] if view.shape[3] == 1 else ufunc.reduce(view, axis=3, dtype=dtype)
+    return np.asarray(part[:, 0] if part.shape[1] == 1 else ufunc.reduce(part, axis=1, dtype=dtype))

@@ -189,7 +189,7 @@ def _lstm(node: ir.Node, inputs: list[ir.Value | None]) -> tuple[ir.Value, ir.Va
 
 def _blocks(node: ir.Node, inputs: list[ir.Value | None]) -> Array | str:
     """Return the float weight [K, N] of a MatMulNBits."""
-    from ..int4.pack import unpacked
+    from onnxedge_passes.quantize.int4.pack import unpacked
 
     if inputs[4] is not None:
         return "its groups are reordered (g_idx)"
@@ -204,7 +204,7 @@ def _blocks(node: ir.Node, inputs: list[ir.Value | None]) -> Array | str:
 
 def _table(node: ir.Node, inputs: list[ir.Value | None]) -> tuple[ir.Value, ir.Value] | str:
     """Put a Gather from a float table in the place of one from a table of 4 bits that fill bytes."""
-    from ..int4.pack import unpacked
+    from onnxedge_passes.quantize.int4.pack import unpacked
 
     codes, scale, zero = (constant(inputs[index]) for index in (0, 2, 3))
     if codes is None or scale is None or (inputs[3] is not None and zero is None):

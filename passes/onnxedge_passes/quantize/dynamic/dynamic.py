@@ -21,15 +21,14 @@ from onnxedge.api import (
     opset,
     weight_bytes,
 )
+from onnxedge_passes.quantize.costs import pays
+from onnxedge_passes.quantize.emission import Emitter
+from onnxedge_passes.quantize.fidelity import Reference
+from onnxedge_passes.quantize.guard import Twins, say_what_went, within
+from onnxedge_passes.quantize.layers import Layer, find_layers
+from onnxedge_passes.quantize.storage import storable, store
 
-from ..costs import pays
-from ..emission import Emitter
-from ..fidelity import Reference
-from ..guard import Twins, say_what_went, within
-from ..layers import Layer, find_layers
-from ..rounding import round_weight
-from ..storage import storable, store
-from .write import Part, restored, write
+from .write import Part, product_weight, recurrent_weight, write
 
 _OPSET = 11  #: from which DynamicQuantizeLinear is there
 _RECURRENT = ("LSTM", "GRU", "RNN")
@@ -57,18 +56,18 @@ def quantize_dynamic(
     data = context.calibration.slice(0, samples)
     seen, held = data.split(0.25) if len(data) >= 8 else (data, data)
     reference = Reference(model, list(held.feeds(_BATCH, limit=_HELD_OUT)), context)
-    ranked = _ranked(model, parts, list(seen.feeds(_BATCH, limit=_SEEN)), context)
+    ranked = _ranked(model, parts, list(seen.feeds(_BATCH, limit=_SEEN)), rules, context)
 
     def on_copy(copy: ir.Model, twins: Twins, kept: Sequence[Part]) -> None:
         del copy
-        write([part.on(twins) if isinstance(part, Layer) else twins[part] for part in kept])
+        write([part.on(twins) if isinstance(part, Layer) else twins[part] for part in kept], rules)
 
     kept, fidelity = within(ranked, reference, min_sqnr, on_copy)
     say_what_went(ranked, kept, min_sqnr, context, _node)
     if kept:
         context.note(None, "data is rounded over a whole batch: answers depend a little on what else is in it")
     before = weight_bytes(model)
-    write([part for part in parts if part in kept])  # in the graph's order
+    write([part for part in parts if part in kept], rules)  # in the graph's order
     stored = _store_others(model, rules, reference, min_sqnr, context)
     figures: dict[str, object] = {
         "integer_nodes": sum(len(part.nodes) if isinstance(part, Layer) else 1 for part in kept),
@@ -134,7 +133,9 @@ def _lstm_refusal(node: ir.Node, rules: Quantization, context: Context) -> str:
     return ""
 
 
-def _ranked(model: ir.Model, parts: Sequence[Part], feeds: Sequence[Feed], context: Context) -> list[Part]:
+def _ranked(
+    model: ir.Model, parts: Sequence[Part], feeds: Sequence[Feed], rules: Quantization, context: Context
+) -> list[Part]:
     """Return the parts, those first whose outputs are the noisiest share when data and weight are rounded."""
     layers = [part for part in parts if isinstance(part, Layer)]
     values = list(dict.fromkeys(layer.data for layer in layers if layer.data is not None))
@@ -146,13 +147,13 @@ def _ranked(model: ir.Model, parts: Sequence[Part], feeds: Sequence[Feed], conte
                 assert layer.data is not None
                 rows = known[layer.data].reshape(-1, known[layer.data].shape[-1])
                 exact = rows @ layer.matrix.T
-                off = _rounded(rows) @ restored(layer) - exact
+                off = _rounded(rows) @ product_weight(layer, rules).restored() - exact
                 noise[layer] = [float(np.square(off).sum()), float(np.square(exact).sum())]
     except CannotRun as err:
         context.note(None, f"parts are not ranked by their noise: {err}")
     for part in parts:
         if not isinstance(part, Layer):
-            noise[part] = _weight_noise(part)
+            noise[part] = _weight_noise(part, rules)
     return sorted(parts, key=lambda part: noise[part][0] / max(noise[part][1], 1e-30), reverse=True)
 
 
@@ -164,12 +165,13 @@ def _rounded(rows: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> np.ndar
     return np.asarray((np.clip(np.rint(rows / step) + zero, 0, 255) - zero) * step, np.float32)
 
 
-def _weight_noise(node: ir.Node) -> list[float]:
+def _weight_noise(node: ir.Node, rules: Quantization) -> list[float]:
     noise = [0.0, 0.0]
     for index in (1, 2):
         array = constant(node.inputs[index])
-        for direction in array if array is not None else ():
-            off = round_weight(direction.T, 1).restored() - direction.T
+        assert array is not None
+        for direction, weight in zip(array, recurrent_weight(node, index, rules), strict=True):
+            off = weight.restored() - direction.T
             noise = [noise[0] + float(np.square(off).sum()), noise[1] + float(np.square(direction).sum())]
     return noise
 

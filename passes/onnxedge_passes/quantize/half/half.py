@@ -21,8 +21,8 @@ from onnxedge.api import (
     refresh_scopes,
     weight_bytes,
 )
+from onnxedge_passes.quantize.fidelity import Reference
 
-from ..fidelity import Reference
 from .choose import Choice, choose
 from .put_back import put_back
 from .rewrite import put_into

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnxedge.api import forked, operator, refresh_scopes
+from onnxedge_passes.quantize.fidelity import Fidelity, Reference
+from onnxedge_passes.quantize.sensitivity import noisiest
 
-from ..fidelity import Fidelity, Reference
-from ..sensitivity import noisiest
 from .choose import Choice
 from .rewrite import emulate
 

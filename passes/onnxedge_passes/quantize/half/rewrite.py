@@ -19,6 +19,7 @@ from onnxedge.api import (
     replace_uses,
     use_count,
 )
+from onnxedge_passes.cleanup.worklist import insert_behind
 
 from .kernels import Ports
 
@@ -47,12 +48,7 @@ def put_into(model: ir.Model, ports: Mapping[ir.Node, Ports], half: ir.DataType)
         if array is not None:
             halves[value] = new_initializer(graph_of(reader), narrow(array, half), value.name or "weight")
             return halves[value]
-        maker = value.producer()
-        to = {"to": int(half)}
-        if maker is None or maker.graph is None:
-            cast = insert_before(graph_of(reader)[0], "Cast", [value], attributes=to, like=[value])
-        else:
-            cast = insert_after(maker, "Cast", [value], attributes=to, like=[value])
+        cast = insert_behind(value, graph_of(reader), "Cast", [value], attributes={"to": int(half)}, like=[value])
         cast.outputs[0].type = ir.TensorType(half)
         casts.append(cast)
         halves[value] = cast.outputs[0]

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxedge.api import Context, Result, constant_tensor, insert_before, move_uses, new_initializer
+from onnxedge_passes.quantize.storage import constants
 
-from ..storage import constants
 from .rewrite import narrow
 
 LEAST_SIZE = 256  #: elements under which one more node weighs more than what it saves
@@ -24,7 +24,7 @@ def store(model: ir.Model, half: ir.DataType, context: Context, *, least_db: flo
     """
     saved = count = 0
     graph = model.graph
-    for value in constants(model):
+    for value in constants(graph):
         tensor = constant_tensor(value)
         if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < LEAST_SIZE:
             continue

@@ -6,24 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.linalg import cholesky
 
 from onnxedge.api import Array
-from onnxedge_passes.prune.importance import inverse
+from onnxedge_passes.quantize.second_order import Rounder, inverse_factor, sweep
 
 from .blocks import Blocks, codes_of, grid, nearest
 
-_DAMPING = 0.01  #: share of the mean diagonal that is added to it
 _POWERS = np.arange(0.0, 1.0, 0.1)  #: of the data's size that are tried as scales; 0 scales nothing
 LEAST_GAIN = 0.05  #: share of the error that scales must save
 LEAST_GAIN_OF_A_MUL = 0.3  #: where they take a node more
-
-
-def damped(gram: Array) -> Array:
-    """Return a Gram matrix [K, K] that can be inverted: inputs that are always zero count as if they were not."""
-    diagonal = np.diag(gram)
-    mean = float(diagonal.mean()) or 1.0
-    return np.asarray(gram + np.diag(np.where(diagonal > 0, _DAMPING * mean, mean)))
 
 
 def output_error(matrix: Array, blocks: Blocks, gram: Array) -> float:
@@ -51,27 +42,28 @@ def second_order(matrix: Array, gram: Array, size: int, *, symmetric: bool) -> B
         symmetric: zero points in the middle.
     """
     columns = matrix.shape[1]
-    a = damped(gram)
-    upper = cholesky(inverse(a, np.zeros(columns)), lower=False)
+    upper = inverse_factor(gram)
     importance = 1.0 / np.square(np.diag(upper))  # what an error of a column costs when the columns behind mend it
-    w = np.where(np.diag(gram) > 0, matrix, 0.0).astype(np.float64)
-    scales, zeros, codes = [], [], []
-    for start in range(0, columns, size):
-        stop = min(start + size, columns)
-        counts = (importance[start:stop] / importance[start:stop].mean()).astype(np.float32)
-        scale, zero = grid(w[:, start:stop].astype(np.float32), symmetric=symmetric, weight=counts)
-        errors = np.zeros((len(w), stop - start))
-        part = np.full((len(w), size), zero[:, None], np.uint8)
-        for column in range(start, stop):
-            at = column - start
-            part[:, at] = codes_of(w[:, column, None].astype(np.float32), scale, zero)[:, 0]
-            lost = w[:, column] - (part[:, at].astype(np.float64) - zero) * scale
-            errors[:, at] = lost / upper[column, column]
-            w[:, column + 1 : stop] -= np.outer(errors[:, at], upper[column, column + 1 : stop])
-        w[:, stop:] -= errors @ upper[start:stop, stop:]
+    scales: list[Array] = []
+    zeros: list[Array] = []
+    codes: list[Array] = []
+
+    def begin(start: int, part: Array) -> Rounder:
+        counts = importance[start : start + part.shape[1]]
+        counts = (counts / counts.mean()).astype(np.float32)
+        scale, zero = grid(part.astype(np.float32), symmetric=symmetric, weight=counts)
+        made = np.full((len(part), size), zero[:, None], np.uint8)
         scales.append(scale)
         zeros.append(zero)
-        codes.append(part)
+        codes.append(made)
+
+        def rounded(at: int, column: Array) -> Array:
+            made[:, at] = codes_of(column[:, None].astype(np.float32), scale, zero)[:, 0]
+            return np.asarray((made[:, at].astype(np.float64) - zero) * scale)
+
+        return rounded
+
+    sweep(np.where(np.diag(gram) > 0, matrix, 0.0).astype(np.float64), upper, size, begin)
     return Blocks(np.stack(codes, axis=1), np.stack(scales, axis=1), np.stack(zeros, axis=1), columns)
 
 

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from onnxedge.api import Array, CannotRun, Context, Data, Feed, first_line
 from onnxedge_passes.prune.facts import Facts
 from onnxedge_passes.prune.stream import Stream, held_bytes
+from onnxedge_passes.quantize.layers import Layer
 
-from ..layers import Layer
 from .blocks import Blocks, half_quadratic, nearest
 from .calibrated import (
     LEAST_GAIN,

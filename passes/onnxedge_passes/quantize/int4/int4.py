@@ -10,11 +10,11 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from onnxedge.api import Accuracy, Context, Pass, Result, UserError, opset, weight_bytes
+from onnxedge_passes.quantize.costs import pays
+from onnxedge_passes.quantize.fidelity import Fidelity, Reference
+from onnxedge_passes.quantize.guard import Twins, say_what_went, within
+from onnxedge_passes.quantize.layers import Layer, find_layers, four_bit_form
 
-from ..costs import pays
-from ..fidelity import Fidelity, Reference
-from ..guard import Twins, say_what_went, within
-from ..layers import Layer, find_layers, four_bit_form
 from .fit import Fitted, Method, fit
 from .write import write
 

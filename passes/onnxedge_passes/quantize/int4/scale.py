@@ -17,8 +17,8 @@ from onnxedge.api import (
     set_constant,
     sole_consumer,
 )
+from onnxedge_passes.quantize.layers import Layer
 
-from ..layers import Layer
 from .blocks import Blocks
 
 _NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")

@@ -17,8 +17,8 @@ from onnxedge.api import (
     remove_node,
     replace_uses,
 )
+from onnxedge_passes.quantize.layers import Layer
 
-from ..layers import Layer
 from .blocks import MIDDLE, Blocks
 from .pack import for_gather, for_matmul
 from .scale import scale_data

@@ -1,0 +1,7 @@
+"""Rewrites of the float graph that leave what it computes and make it easier to round."""
+
+from __future__ import annotations
+
+from .equalize import Equalizer
+
+__all__ = ["Equalizer"]
