@@ -35,7 +35,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from int8_cases import CASES, RESULTS, Case, calibration_file, test_file
 
 HERE = Path(__file__).resolve().parent
@@ -196,7 +195,7 @@ def _quality(answer: Facts) -> list[str]:
         return ["-", "-", "-"]
     lost = "-"
     if "top1" in answer:
-        lost = f"{100 * (answer['top1_float'] - answer['top1']):+.2f} ± {100 * answer.get('lost_error', np.nan):.2f}"
+        lost = f"{100 * (answer['top1_float'] - answer['top1']):+.2f} ± {100 * answer['lost_error']:.2f}"
     agreement = f"{answer['agreement']:.3f}" if "agreement" in answer else "-"
     return [lost, agreement, f"{answer['sqnr_db']:.1f}" + ("" if answer["finite"] else ", NaN")]
 

@@ -61,7 +61,18 @@ from onnxedge.operators import (
 )
 from onnxedge.parts import ChannelGroup, ChannelGroups, Member, Part, Variations, member_positions
 from onnxedge.passes import Accuracy, Context, Note, Pass, Result
-from onnxedge.placement import Costs, Coverage, Placement, Unit, clip_bounds, integer_nodes, place, predict, read_back
+from onnxedge.placement import (
+    Costs,
+    Coverage,
+    Difference,
+    Placement,
+    Unit,
+    clip_bounds,
+    integer_nodes,
+    place,
+    predict,
+    read_back,
+)
 from onnxedge.probe import is_tame
 from onnxedge.registry import find_importance, find_pass
 from onnxedge.runtime import (
@@ -110,6 +121,7 @@ __all__ = [
     "Costs",
     "Coverage",
     "Data",
+    "Difference",
     "Feature",
     "Feed",
     "GraphSurgeonPass",

@@ -1,4 +1,4 @@
-"""What several tests of the command line share: a runner, and a report with figures that are known."""
+"""What several tests share: a runner of the command line, a report with known figures, the models of the zoo."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ from click.testing import CliRunner, Result
 from onnxedge.cli import main
 from onnxedge.passes import Note
 from onnxedge.report.records import Fidelity, Measure, PassRecord, Report, Speed
+
+#: Files of the zoo's models, without ``.onnx``.
+ZOO_MODELS = (
+    "cifar10_resnet20_bn",
+    "cifar10_resnet56_bn",
+    "imagenet_mobilenetv2_torch_ptq_fp32",
+    "kwt1_speech12",
+    "mlperftiny_ad_autoencoder_float",
+    "mlperftiny_ic_resnet8_cifar10_float",
+    "mlperftiny_kws_dscnn_float",
+    "mlperftiny_vww_mobilenetv1_025_96_float",
+    "mnist_cntk",
+    "silero_vad_16k_op15",
+    "ultraface_rfb320",
+    "yunet_n_320",
+)
 
 
 def run(*arguments: str | Path, **options: Any) -> Result:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from samples import ZOO_MODELS
 
 import onnxedge
 from onnxedge.report.records import Report
@@ -13,24 +14,10 @@ from onnxedge.runtime import Session
 
 pytestmark = [pytest.mark.zoo, pytest.mark.usefixtures("untimed")]
 
-MODELS = (
-    "cifar10_resnet20_bn",
-    "cifar10_resnet56_bn",
-    "imagenet_mobilenetv2_torch_ptq_fp32",
-    "kwt1_speech12",
-    "mlperftiny_ad_autoencoder_float",
-    "mlperftiny_ic_resnet8_cifar10_float",
-    "mlperftiny_kws_dscnn_float",
-    "mlperftiny_vww_mobilenetv1_025_96_float",
-    "mnist_cntk",
-    "silero_vad_16k_op15",
-    "ultraface_rfb320",
-    "yunet_n_320",
-)
 NORMALIZED = "scale=1/255,mean=0.485:0.456:0.406,std=0.229:0.224:0.225,layout=NCHW"
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ZOO_MODELS)
 def test_clean_up_and_fusion_keep_the_outputs(name: str, zoo: Path, tmp_path: Path) -> None:
     report = onnxedge.optimize(zoo / "models" / f"{name}.onnx", "fold,fuse", output=tmp_path / "out.onnx").report
     assert all(record.status != "rolled back" for record in report.passes), report.passes
@@ -39,7 +26,7 @@ def test_clean_up_and_fusion_keep_the_outputs(name: str, zoo: Path, tmp_path: Pa
     Session(tmp_path / "out.onnx")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ZOO_MODELS)
 def test_the_main_job_without_data(name: str, zoo: Path, tmp_path: Path) -> None:
     source = zoo / "models" / f"{name}.onnx"
     report = onnxedge.optimize(source, "prune,fuse,int8", output=tmp_path / "out.onnx").report

@@ -12,6 +12,8 @@ from onnxedge.operators import ShapeOf, macs
 from onnxedge.placement.units import WEIGHTED, Unit
 from onnxedge.target import KernelCost, Quantization
 
+_MEASURED_TAPS = 9  #: costs of Conv by channels were measured with kernels of 3x3; larger ones sum over as much more
+
 
 @dataclass(frozen=True)
 class _Work:
@@ -41,7 +43,8 @@ def _work(unit: Unit, shape_of: ShapeOf, before: Callable[[Unit], bool]) -> _Wor
         groups = node.attributes.get_int("group", 1)
         if groups > 1 and other[1] == 1 and node.op_type == "Conv":
             return _Work("DepthwiseConv", amount, other[0])
-        return _Work(node.op_type, amount, max(1, min(data[1], out[1]) // groups))
+        depth = math.prod(other[1:]) // _MEASURED_TAPS if node.op_type == "Conv" else 0
+        return _Work(node.op_type, amount, max(1, min(max(data[1] // groups, depth), out[1] // groups)))
     if node.op_type in ("MaxPool", "AveragePool"):
         window = math.prod(int(size) for size in node.attributes.get_ints("kernel_shape") or (1,))
         alone = node.op_type == "MaxPool" and not before(unit)

@@ -15,6 +15,7 @@ from onnxedge.model.files import cache_folder, scratch_directory
 from onnxedge.model.graph import graphs_of
 from onnxedge.model.skeleton import Skeleton
 
+CHECKPOINT = "state.npz"  #: what a worker writes behind each epoch
 RUNS_BYTES = 4 << 30  #: of runs that were stopped; the oldest go
 TEACHERS_BYTES = 4 << 30  #: of what teachers said; the oldest go
 
@@ -43,9 +44,10 @@ def digest_of(model: ir.Model, *more: object) -> str:
 
 @contextlib.contextmanager
 def run_folder(key: str) -> Iterator[Path]:
-    """Yield the folder of a run, which the same run finds again where it was stopped; it is gone when all went well.
+    """Yield the folder of a run, which the same run finds again where it was stopped behind an epoch.
 
-    Another one, that is gone in any case, where the same run goes on in another process or the cache cannot be written.
+    It is gone when all went well, or where there is nothing to go on from. Another one, that is gone in any case, where
+    the same run goes on in another process or the cache cannot be written.
     """
     folder = cache_folder() / "training" / "runs" / key
     try:
@@ -64,6 +66,10 @@ def run_folder(key: str) -> Iterator[Path]:
         _bound(folder.parent, RUNS_BYTES, folder)
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        if not (folder / CHECKPOINT).exists():  # nothing to go on from
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     finally:
         os.close(lock)
 

@@ -235,20 +235,32 @@ def test_teachers_that_do_not_fit() -> None:
 
 
 def test_a_folder_is_there_again_after_a_stop_and_gone_after_the_end() -> None:
-    def stopped() -> None:
+    def stopped(file: str) -> None:
         with run_folder("key") as folder:
-            (folder / "state").write_text("1")
+            (folder / file).write_text("1")
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        stopped()
+    for file in ("state.npz", "rows.npy"):
+        with pytest.raises(KeyboardInterrupt):
+            stopped(file)
     with run_folder("key") as folder:
-        assert (folder / "state").read_text() == "1"
+        assert (folder / "state.npz").read_text() == "1"
         with run_folder("key") as other:  # the same run in another process
             assert other != folder
-            assert not (other / "state").exists()
+            assert not (other / "state.npz").exists()
     assert not folder.exists()
     assert not other.exists()
+
+
+def test_a_folder_without_a_checkpoint_is_gone() -> None:
+    def refused() -> None:
+        with run_folder("key") as folder:
+            (folder / "rows.npy").write_text("1")
+            raise UserError("no")
+
+    with pytest.raises(UserError):
+        refused()
+    assert list((cache_folder() / "training" / "runs").iterdir()) == []
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxedge.api import CannotRun, Context, Placement, first_line, read_back, weight_bytes
+from onnxedge.api import CannotRun, Context, Coverage, Difference, Placement, first_line, read_back, weight_bytes
 
 _LARGEST = 1 << 30  #: bytes of weights up to which the runtime's graph is written out and read
 
@@ -25,15 +25,10 @@ def confirm(model: ir.Model, placement: Placement, context: Context) -> dict[str
     if placement.integer and target.missing_here:
         text = f"this processor has none of {', '.join(target.missing_here)}, which {target.name} is for"
         context.note(None, f"{text}: here products may saturate in 16 bits; --target ort-cpu-avx2 is right on both")
-    if not target.runs_here or not (placement.integer or placement.reasons):
-        return {}
-    if weight_bytes(model) > _LARGEST:
-        context.note(None, "not compared with the graph that ONNX Runtime runs: the model is too large to write it out")
-        return {}
-    try:
-        coverage = read_back(model, placement)
-    except CannotRun as err:
-        context.note(None, f"not compared with the graph that ONNX Runtime runs: {first_line(err)}")
+    coverage = _read(model, placement, context)
+    if isinstance(coverage, str):
+        context.note(None, f"not compared with the graph that ONNX Runtime runs: {coverage}")
+    if not isinstance(coverage, Coverage):
         return {}
     for difference in coverage.differences:
         context.note(difference.node, str(difference))
@@ -42,3 +37,21 @@ def confirm(model: ir.Model, placement: Placement, context: Context) -> dict[str
         "merged_nodes": coverage.gone,
         "different_nodes": len(coverage.differences),
     }
+
+
+def differences(model: ir.Model, placement: Placement, context: Context) -> tuple[Difference, ...]:
+    """Return where ONNX Runtime does otherwise than predicted; none where it cannot be asked."""
+    coverage = _read(model, placement, context)
+    return coverage.differences if isinstance(coverage, Coverage) else ()
+
+
+def _read(model: ir.Model, placement: Placement, context: Context) -> Coverage | str | None:
+    """Return the comparison, why there is none, or None where there is nothing to compare."""
+    if not context.target.runs_here or not (placement.integer or placement.reasons):
+        return None
+    if weight_bytes(model) > _LARGEST:
+        return "the model is too large to write it out"
+    try:
+        return read_back(model, placement)
+    except CannotRun as err:
+        return first_line(err)

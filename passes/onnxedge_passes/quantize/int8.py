@@ -15,7 +15,7 @@ from .coverage import confirm
 from .dynamic import quantize_dynamic
 from .existing import fold_constants, is_quantized, make_float
 from .names import name_values, shorten_names
-from .newer import convert_if_more
+from .prepare import convert_if_more, learn_sizes
 from .quantizer import Outcome, Quantizer, Settings
 
 if TYPE_CHECKING:
@@ -40,13 +40,15 @@ class Int8(Pass):
     its outputs, or by gradient (``rounding``), and biases are corrected layer by layer where all held-out answers are
     off by the same. Where channels of one tensor differ much in range they are scaled first, from a linear layer
     (``equalize``) or a normalization (``smooth``) into the weights that read them, which changes nothing in floats, if
-    held-out samples are answered better so. On samples held out from calibration the result is compared with the float
-    model, an output that a Softmax makes by what that reads: while its signal-to-quantization-noise ratio is under
-    ``min_sqnr``, the parts that cause the most noise for what they gain get activations of 16 bits, if the target has
-    kernels for those, or are put back to float. ``max_drop=0.5%`` bounds what may be lost of the metric of the run,
-    too: each layer is quantized alone, and those that cause most noise go back in the same way, as few as the metric
-    on every second sample of ``--eval`` asks for; the report is measured on the others. On few samples a metric misses
-    much that ``min_sqnr`` sees, so both hold; ``min_sqnr=0`` leaves it to the metric.
+    held-out samples are answered better so; likewise what the channels behind a Relu never fall under is taken off
+    their layer's bias and given to the biases of the layers that read them (``absorb``), where none of those pads them
+    with zeros. On samples held out from calibration the result is compared with the float model, an output that a
+    Softmax makes by what that reads: while its signal-to-quantization-noise ratio is under ``min_sqnr``, the parts that
+    cause the most noise for what they gain get activations of 16 bits, if the target has kernels for those, or are put
+    back to float. ``max_drop=0.5%`` bounds what may be lost of the metric of the run, too: each layer is quantized
+    alone, and those that cause most noise go back in the same way, as few as the metric on every second sample of
+    ``--eval`` asks for; the report is measured on the others. On few samples a metric misses much that ``min_sqnr``
+    sees, so both hold; ``min_sqnr=0`` leaves it to the metric.
 
     A model below opset 13 is written for that if more of it can be integer so.
 
@@ -59,8 +61,8 @@ class Int8(Pass):
     activations that the model has already (``existing=keep``; ``extend`` quantizes what is still float beside them
     where it gains, and their scales stay; ``replace`` makes all float first and quantizes anew).
     accuracy: lossy. Source: Jacob et al. 2018, arXiv:1712.05877; Nagel et al. 2019, arXiv:1906.04721, sections 4.1
-    (equalization) and 4.2 (bias correction); Xiao et al. 2022, arXiv:2211.10438 (smoothing); Wu et al. 2020,
-    arXiv:2004.09602 (calibration); Frantar et al. 2022, arXiv:2210.17323 (covariance); Nagel et al. 2020,
+    (equalization, absorption) and 4.2 (bias correction); Xiao et al. 2022, arXiv:2211.10438 (smoothing); Wu et al.
+    2020, arXiv:2004.09602 (calibration); Frantar et al. 2022, arXiv:2210.17323 (covariance); Nagel et al. 2020,
     arXiv:2004.10568 (learned).
     """
 
@@ -92,6 +94,9 @@ class Int8(Pass):
     equalize: Literal["auto", "off"] = "auto"
     #: the same for channels that begin at a normalization, into the weights behind it (SmoothQuant)
     smooth: Literal["auto", "off"] = "auto"
+    #: take off biases what channels never fall under behind a Relu, and give it to the biases of the layers that read
+    #: them, so that their grid is finer, where held-out samples answer better
+    absorb: Literal["auto", "off"] = "auto"
     short_names: bool = True  #: give values inside of the graph short names, which save bytes; nodes keep theirs
     skip: str = ""  #: names of nodes to leave float: patterns with * and ?, parted by spaces
 
@@ -139,10 +144,10 @@ class Int8(Pass):
         restored = fold_constants(model, context) if rules.folded == "cast-mul" and not extend else 0
         settings = self._settings()
         if settings.integer and not extend:
-            restored += convert_if_more(model, context, settings.skip)
+            restored += learn_sizes(model, context) + convert_if_more(model, context, settings.skip)
         name_values(model)
         if extend:
-            settings = replace(settings, extend=True, timing=False, equalize=False, smooth=False)
+            settings = replace(settings, extend=True, timing=False, equalize=False, smooth=False, absorb=False)
         quantizer = Quantizer(settings, model, context)
         outcome = quantizer.run()
         if quantizer.dialect is None and settings.integer:
@@ -180,6 +185,7 @@ class Int8(Pass):
             rounding=self.rounding,
             equalize=self.equalize == "auto",
             smooth=self.smooth == "auto",
+            absorb=self.absorb == "auto",
             skip=tuple(self.skip.split()),
         )
 

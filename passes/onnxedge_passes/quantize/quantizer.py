@@ -25,7 +25,7 @@ from onnxedge.api import (
 
 from .calibration import AUTO, Choice, Observed, calibrate, save
 from .emission import Dialect, Emitter, emit
-from .equalize import Equalizer
+from .equalize import Absorber, Equalizer
 from .existing import Existing, merge_pairs
 from .fidelity import Fidelity, Reference
 from .grids import biases_of, grids_of
@@ -59,6 +59,7 @@ class Settings:
         rounding: how weights are rounded.
         equalize: scale channels between linear layers where that leaves less noise.
         smooth: scale channels behind normalizations.
+        absorb: move offsets of channels that never come near 0 into the next biases.
         skip: patterns of names of nodes that stay float.
         ranges: files of ranges.
         save_ranges: file to write what was observed and chosen to; empty for none.
@@ -76,6 +77,7 @@ class Settings:
     rounding: Rounding = "auto"
     equalize: bool = True
     smooth: bool = True
+    absorb: bool = True
     skip: tuple[str, ...] = ()
     ranges: tuple[str, ...] = ()
     save_ranges: str = ""
@@ -132,7 +134,7 @@ class Quantizer:
         self.seen: dict[str, Observed] = {}
         self.record: dict[str, dict[str, Any]] | None = {} if settings.save_ranges else None
         self.method = settings.methods[0]
-        self.equalizer = Equalizer(self)
+        self.equalizer, self.absorber = Equalizer(self), Absorber(self)
         self.refined = Refined()
 
     def run(self) -> Outcome:
@@ -141,9 +143,12 @@ class Quantizer:
         feeds = list(self.held.feeds(BATCH, limit=HELD_OUT))
         reference = Reference(self.model, feeds, self.context, before_softmax=True)
         figures = self.equalizer.run(reference) if reference.usable else {}
+        absorbed = self.absorber.run(reference) if reference.usable else {}
         search = Search(self, reference)
         fidelity = search.run() if reference.usable else None
-        if self.equalizer.finish():
+        self.absorber.undo()
+        restored = self.equalizer.finish()
+        if self.absorber.redo() or restored:
             fidelity = reference.compare(search.trial())
         found = islands(self.model, self.place(self.model), self.context)
         tell(found, self.context)
@@ -151,7 +156,7 @@ class Quantizer:
         placement, stored, saved = self.emit(self.model)
         if self.record is not None:
             save(Path(self.settings.save_ranges), self.record, self.seen, self.method)
-        return Outcome(placement, stored, saved, fidelity, figures | search.figures)
+        return Outcome(placement, stored, saved, fidelity, figures | absorbed | search.figures)
 
     def calibrated(self) -> Placement:
         """Observe the ranges of all that may become integer, and return what that is."""

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxedge.api import forked
 
 from .calibration import Choice
+from .coverage import differences
 from .drop import keep_metric
 from .fidelity import Fidelity, Reference
 from .refine import refine
@@ -52,12 +53,33 @@ class Search:
 
     def run(self) -> Fidelity:
         """Choose the method, then put parts back to float until the held-out samples are answered well enough."""
-        fidelity = self._reach_sqnr(refine(self, self._choose_method()), self.settings.min_sqnr)
+        least = self.settings.min_sqnr
+        fidelity = self._reach_sqnr(self._choose_method(), least - TOLERANCE_DB)  # what is broken misleads the refining
+        fidelity = self._reach_sqnr(refine(self, fidelity), least)
         if self.settings.max_drop is not None:
             score = Score(self.model, self.context, self.quantizer.held)
             keep_metric(self, score, self.settings.max_drop)
             fidelity = self._try()
-        return self._try() if self._time() else fidelity
+        changed = self._time()
+        return self._try() if self._read_back() or changed else fidelity
+
+    def _read_back(self) -> bool:
+        """Put back what ONNX Runtime would run in float all the same, and tell whether there is some."""
+        found = False
+        for _ in range(ROUNDS):
+            trial, _ = forked(self.model)
+            positions = {node: i for i, node in enumerate(trial.graph)}
+            placement = self.quantizer.emit(trial)[0]
+            missed = [d for d in differences(trial, placement, self.context) if d.predicted == "integer"]
+            if not missed:
+                break
+            found = True
+            reasons = {d.node: f"left float: ONNX Runtime would run it in float, as {d.found}" for d in missed}
+            for unit in placement.integer:
+                reason = next((reasons[node] for node in unit.nodes if node in reasons), None)
+                if reason is not None:
+                    self.returned.nodes[positions[unit.node]] = reason
+        return found
 
     def _time(self) -> bool:
         """Measure each region, put those back that are slower in integers, and tell whether there are some."""

@@ -36,7 +36,8 @@ from onnxedge_passes.prune.statistics import BY_WEIGHTS, Statistics
 from onnxedge_passes.prune.stored import unpack
 from onnxedge_passes.prune.trial import carry_out, check, masked
 from onnxedge_passes.train.derive_blocks import chosen, drop, find_residual_blocks, losses_of
-from onnxedge_passes.train.derive_weights import draw_weights, front_end
+from onnxedge_passes.train.derive_weights import draw_weights
+from onnxedge_passes.train.signal import signal_nodes
 
 _BATCH = 16
 _RIDGE = 1e-3  #: as prune's
@@ -172,7 +173,7 @@ class Derive(Pass):
         groups = analyse(model, context)
         while True:
             orders = self._orders(groups, context)
-            signal = front_end(model.graph)
+            signal = signal_nodes(model.graph)
             kept = [self._kept(group, signal, context) for group in groups.free]
             removed = np.zeros(len(groups.component), bool)
             for group, order, count in zip(groups.free, orders, kept, strict=True):

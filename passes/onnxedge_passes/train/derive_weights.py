@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxedge.api import Array, Context, constant, is_standard, operator, static_shape, subgraphs, weight_axes
+from onnxedge_passes.train.signal import signal_nodes
 from onnxedge_passes.train.weights import find_weights, put_weights
 
 _RECTIFIERS = (
@@ -18,7 +19,6 @@ _RECTIFIERS = (
 _THROUGH = ("BatchNormalization", "Add")  #: between a layer and its activation
 _NORMS = ("BatchNormalization", "LayerNormalization", "GroupNormalization", "InstanceNormalization", "RMSNormalization")
 _RECURRENT = ("LSTM", "GRU", "RNN")
-_EXPONENTIALS = ("Exp", "Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Softplus", "ReduceLogSumExp")
 _VIEWS = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 _TABLE_DEVIATION = 0.02  #: of embeddings and positions, as in Devlin et al. 2019
 _SLOPE = 0.25  #: of PRelu
@@ -31,9 +31,9 @@ def draw_weights(model: ir.Model, context: Context, seed: int) -> int:
     arXiv:1502.01852, section 2.2), else ``2 / (fan_in + fan_out)`` (Glorot and Bengio 2010, equation 12); recurrent
     ones are uniform within ``1 / sqrt(hidden)``. Biases are 0, scales of normalizations 1, running means 0 and
     variances 1, embeddings and positions normal with deviation 0.02. Transforms of a signal stay: see
-    :func:`front_end`.
+    :func:`signal_nodes`.
     """
-    rng, signal = np.random.default_rng(seed), front_end(model.graph)
+    rng, signal = np.random.default_rng(seed), signal_nodes(model.graph)
     drawn: dict[str, Array] = {}
     for name, value in find_weights(model.graph).items():
         shape = static_shape(value)
@@ -52,40 +52,6 @@ def draw_weights(model: ir.Model, context: Context, seed: int) -> int:
     _tell_kept(model, drawn, context)
     put_weights(model, drawn)
     return len(drawn)
-
-
-def front_end(graph: ir.Graph) -> set[ir.Node]:
-    """Return the nodes that transform a signal before a logarithm is taken of it: spectra, filter banks.
-
-    Their constants look like those of layers, but were never trained. A logarithm of exponentials, of probabilities or
-    of their sums is none of a signal.
-    """
-    found: set[ir.Node] = set()
-    for log in graph:
-        if log.op_type != "Log" or not is_standard(log):
-            continue
-        behind, pending = set[ir.Node](), _makers(log)
-        while pending:
-            node = pending.pop()
-            if node in behind:
-                continue
-            behind.add(node)
-            if weight_axes(node) is None:
-                pending += _makers(node)
-        layers = [node for node in behind if weight_axes(node) is not None]
-        if not layers or any(node.op_type in _EXPONENTIALS for node in behind):
-            continue
-        pending = layers
-        while pending:
-            node = pending.pop()
-            if node not in found:
-                found.add(node)
-                pending += _makers(node)
-    return found
-
-
-def _makers(node: ir.Node) -> list[ir.Node]:
-    return [maker for value in node.inputs if value is not None and (maker := value.producer()) is not None]
 
 
 def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int, tuple[int, ...] | None]]:

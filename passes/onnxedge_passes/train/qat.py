@@ -25,7 +25,6 @@ from onnxedge.api import (
 from onnxedge_passes.fuse.linear.fold_batchnorm import FoldBatchnorm
 from onnxedge_passes.quantize.existing import is_quantized
 from onnxedge_passes.quantize.names import name_values
-from onnxedge_passes.train.derive_weights import front_end
 from onnxedge_passes.train.distill import Distill, _Task
 from onnxedge_passes.train.fake_quantization import WeightGrid
 from onnxedge_passes.train.prepare_training import Trainable
@@ -174,18 +173,10 @@ class Rounding:
 
     def __init__(self, model: ir.Model, grids: Grids, context: Context, *, learned: bool) -> None:
         self._model, self._grids, self._context, self._learned = model, grids, context, learned
-        signal = front_end(model.graph)
-        self._signal = {value.name for node in signal for value in node.inputs if value is not None and value.name}
 
     def change(self, fork: ir.Model, trainable: Trainable) -> Trainable:
         """Put the grids into a graph that is prepared for training; its scales are trained, too."""
         graph, scales = fork.graph, list[str]()
-        kept = {name: own for name, own in trainable.weights.items() if own not in self._signal}
-        if len(kept) < len(trainable.weights):
-            count = len(trainable.weights) - len(kept)
-            self._context.note(None, f"{count} constants stay: they transform the signal that a logarithm is taken of")
-        spared = tuple(name for name in trainable.spared if name in kept)
-        trainable = replace(trainable, weights=kept, spared=spared)
         for grid in self._grids.weights:
             if grid.start is not None and grid.name in trainable.weights:
                 graph.initializers[grid.name].const_value = ir.tensor(grid.start, name=grid.name)

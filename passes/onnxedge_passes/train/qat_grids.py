@@ -35,8 +35,8 @@ from onnxedge_passes.quantize.quantizer import Quantizer, Settings
 from onnxedge_passes.quantize.refine.covariance import by_covariance
 from onnxedge_passes.quantize.refine.layers import Layer as Channels
 from onnxedge_passes.quantize.rounding import Grid, Weight, aligned
-from onnxedge_passes.train.derive_weights import front_end
 from onnxedge_passes.train.fake_quantization import ActivationGrid, Steps, WeightGrid
+from onnxedge_passes.train.signal import signal_nodes
 from onnxedge_passes.train.weights import put_weights
 
 _MIDDLE = 8  #: code of 0 in 4 bits where the grid is symmetric
@@ -212,7 +212,7 @@ def _started(model: ir.Model, grids: Sequence[WeightGrid], data: Data, context: 
 
 def _channel_grids(model: ir.Model, taken: set[ir.Value], least: int, context: Context) -> Iterator[WeightGrid]:
     found: dict[ir.Value, tuple[ir.Node, int]] = {}
-    signal = front_end(model.graph)
+    signal = signal_nodes(model.graph)
     for node in (node for node in model.graph if node not in signal):
         axes = weight_axes(node)
         value = node.inputs[axes.index] if axes is not None else None

@@ -18,12 +18,18 @@ _PLAIN = _MOVES | _LINEAR | frozenset(_ARITHMETIC.split())  #: what signals are 
 
 
 def signal_constants(graph: ir.Graph) -> set[str]:
-    """Return the names of constants that are read before a spectrum is taken, from the graph's inputs on.
+    """Return the names of constants that :func:`signal_nodes` read."""
+    read = (value for node in signal_nodes(graph) for value in node.inputs if value is not None)
+    return {value.name for value in read if value.name and is_constant(value)}
+
+
+def signal_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """Return the nodes before which no layer lies and behind which a spectrum is taken.
 
     A spectrum is a Log, or the square of what a linear operator makes when nothing else reads that; before it lie
     linear operators, arithmetic and moves alone, and after it another linear operator.
     """
-    found: set[str] = set()
+    found: set[ir.Node] = set()
     behind = _before_layers(graph)
     for node in graph:
         if not _is_spectrum(node) or not any(value in behind for value in node.outputs):
@@ -31,8 +37,7 @@ def signal_constants(graph: ir.Graph) -> set[str]:
         upstream = _upstream(node)
         kinds = {other.op_type for other in upstream}
         if kinds & _LINEAR and kinds <= _PLAIN:
-            read = (value for other in upstream for value in other.inputs if value is not None)
-            found |= {value.name for value in read if value.name and is_constant(value)}
+            found |= upstream
     return found
 
 

@@ -15,6 +15,7 @@ from onnxedge_passes.quantize import Int8
 from onnxedge_passes.quantize.names import name_values
 from onnxedge_passes.quantize.quantizer import Quantizer, Settings
 from precision import apply, kinds, normal, sqnr
+from samples import ZOO_MODELS
 
 import onnxedge
 from onnxedge.api import (
@@ -35,20 +36,6 @@ from onnxedge.verify import infer_shapes
 
 QUICK = {"method": "minmax", "rounding": "nearest", "equalize": "off", "smooth": "off", "timing": False}
 FIXTURES = ("branch_if", "detector", "digits_resnet", "external_data", "local_function", "sequence_transformer")
-ZOO = (
-    "cifar10_resnet20_bn",
-    "cifar10_resnet56_bn",
-    "imagenet_mobilenetv2_torch_ptq_fp32",
-    "kwt1_speech12",
-    "mlperftiny_ad_autoencoder_float",
-    "mlperftiny_ic_resnet8_cifar10_float",
-    "mlperftiny_kws_dscnn_float",
-    "mlperftiny_vww_mobilenetv1_025_96_float",
-    "mnist_cntk",
-    "silero_vad_16k_op15",
-    "ultraface_rfb320",
-    "yunet_n_320",
-)
 
 
 def cpu(*, costs: bool = True) -> Target:
@@ -108,7 +95,7 @@ def test_fixtures(name: str, fixtures: Path) -> None:
 
 
 @pytest.mark.zoo
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", ZOO_MODELS)
 def test_zoo(name: str, zoo: Path, tmp_path: Path) -> None:
     source, file = zoo / "models" / f"{name}.onnx", tmp_path / "m.onnx"
     onnxedge.optimize(source, "freeze-initializers,convert(opset=17),fuse", output=file, measure=False, verify="off")

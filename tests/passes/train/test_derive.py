@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 from onnxedge_passes.train.derive import Derive
-from onnxedge_passes.train.derive_weights import front_end
+from onnxedge_passes.train.signal import signal_nodes
 from teachers import build, grouped, mobile, resnet, samples, shared, transformer
 
 import onnxedge
@@ -258,7 +258,7 @@ def test_a_logarithm_of_exponentials_is_none_of_a_signal() -> None:
     text = """g (float[N,32] x) => (float[N,8] y) {
         a = MatMul(x, w0) b = Exp(a) c = Add(b, one) d = Log(c) e = MatMul(d, w1) f = Softmax(e) y = Log(f) }"""
     model = build(text, {"w0": (32, 24), "w1": (24, 8), "one": (1,)})
-    assert front_end(model.graph) == set()
+    assert signal_nodes(model.graph) == set()
     derived(model, (32,), width=0.5, multiple=1)
     assert shapes_of(model)["a"] == (32, 12)
 

@@ -162,7 +162,7 @@ def test_transforms_of_a_signal_are_not_trained(tmp_path: Path) -> None:
     for name in ("cosines", "bands"):
         np.testing.assert_array_equal(before[name], after[name])
     assert not np.isclose(before["first"], after["first"]).all()
-    assert any("transform the signal" in note.reason for note in report.notes)
+    assert any("take a spectrum" in note.reason for note in report.notes)
 
 
 def test_nothing_to_round(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .absorb import Absorber
 from .equalize import Equalizer
 
-__all__ = ["Equalizer"]
+__all__ = ["Absorber", "Equalizer"]

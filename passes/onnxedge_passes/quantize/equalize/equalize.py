@@ -67,7 +67,8 @@ class Equalizer:
 
     def _try(self, plan: Plan, reference: Reference) -> dict[str, object]:
         quantizer = self.quantizer
-        trials, weights = _trials(quantizer, plan)
+        trials = Trials(quantizer, plan.scaled())
+        weights = {v.name for c, _ in plan.changed() if (v := c.node.inputs[c.index]) is not None}
         before = trials.sqnr(reference, quantizer.model, quantizer.seen, weights)
         if before >= GOOD_DB:
             return {}
@@ -81,11 +82,13 @@ class Equalizer:
             if reference.compare(other).sqnr_db < EQUAL_DB:
                 quantizer.context.note(None, "channels not scaled: the float model would answer differently")
                 continue
-            after = XX
+            part = Trials(quantizer, chosen.scaled())
+            seen = part.observed(other, trials.methods, SAMPLES)
+            after = trials.sqnr(reference, other, seen, weights)
             if trials.is_better(before, after):
                 self._done, self._before = chosen, write_constants(constants)
                 settings = quantizer.settings
-                quantizer.seen |= self._observed(quantizer.model, chosen, settings.methods, settings.samples)
+                quantizer.seen |= part.observed(quantizer.model, settings.methods, settings.samples)
                 self._figures |= {"scaled_parts": len(chosen.parts), "scaled_parts_gain_db": round(after - before, 2)}
                 return self._figures
         text = "by prediction they would leave less noise, but do not on held-out samples"

@@ -11,7 +11,6 @@ from onnxedge.api import Unit, forked
 
 from ..calibration import Choice, Observed, calibrate
 from ..fidelity import Reference
-from ..grids import channel_axes
 from ..storage import store
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class Trials:
     def observed(self, model: ir.Model, methods: Sequence[Choice], samples: int) -> dict[str, Observed]:
         """Return what is seen of the values in a model in which they are others."""
         quantizer, units = self.quantizer, self.concerned(model)
-        data, axes = (quantizer.fit, quantizer.held), channel_axes(units)
+        data, axes = (quantizer.fit, quantizer.held), quantizer.equalizer.channel_axes(units)
         context, rules = quantizer.context, quantizer.rules
         seen = calibrate(model, units, data, context, rules, methods=methods, samples=samples, channels=axes)
         return {name: entry for name, entry in seen.items() if name in self.names}

@@ -29,7 +29,7 @@ _LEAST_GAIN_DB = 0.3  #: that corrected biases must bring on a typical sample: h
 _LEAST_SHIFT = 0.06  #: share of the noise that must be the same for all samples for them to bring that
 _CHANCE_DB = 1.0  #: loss on a typical sample that says nothing against errors that are less by construction
 _LARGEST_LOSS_DB = 1.0  #: of all samples together, where a few of them lose what the others gain
-_SHARE_OF_WORK = 0.5  #: of what one run over the calibration samples takes, that it may take besides
+_SHARE_OF_WORK = 0.25  #: of what one run over the calibration samples takes, that it may take besides
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Models older than today's Q/DQ operators."""
+"""What is written otherwise before anything is quantized: hidden sizes, old opsets."""
 
 from __future__ import annotations
 
@@ -7,10 +7,23 @@ from fnmatch import fnmatch
 
 import onnx_ir as ir
 
-from onnxedge.api import Context, UserError, first_line, forked, infer_shapes, opset, place, refresh_scopes
+from onnxedge.api import Context, UserError, first_line, forked, infer_shapes, is_standard, opset, place, refresh_scopes
 from onnxedge_passes.cleanup.convert import Convert
+from onnxedge_passes.cleanup.fold import Fold
 
 from .quantizer import STANDARD_OPSET, dialect_of
+
+
+def learn_sizes(model: ir.Model, context: Context) -> int:
+    """Fold arithmetic on shapes, behind which sizes are not known that the runtime knows; return the rewrites.
+
+    Kernels are chosen by sizes: an Add may be a bias or not.
+    """
+    if not any(node.op_type == "Shape" and is_standard(node) for node in model.graph):
+        return 0
+    changes = Fold().run(model, context).rewrites
+    infer_shapes(model)
+    return changes
 
 
 def convert_if_more(model: ir.Model, context: Context, skip: Sequence[str]) -> int:
