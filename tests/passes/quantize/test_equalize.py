@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -23,8 +24,13 @@ from onnxedge.api import Array, Context, constant, load, set_constant, to_proto
 from onnxedge.target import load_packaged_target
 from onnxedge.verify import infer_shapes
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
-import rescale
+_PATH = Path(__file__).resolve().parents[3] / "benchmarks" / "rescale.py"
+_SPEC = importlib.util.spec_from_file_location("rescale_benchmark", _PATH)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+rescale = importlib.util.module_from_spec(_SPEC)  # by its file: other benchmarks have the names of folders of tests
+sys.modules[_SPEC.name] = rescale
+_SPEC.loader.exec_module(rescale)
 
 
 def net(bound: float = math.inf, spread: float = 0.0, activation: str = "Relu", opset: int = 17) -> ir.Model:

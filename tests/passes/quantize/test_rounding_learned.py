@@ -103,6 +103,17 @@ def test_blocks_come_nearer_to_the_float_model(with_grids: bool) -> None:
         assert np.abs(weight.codes).max() <= LIMIT
 
 
+def test_zeros_stay_zeros() -> None:
+    model = net()
+    held = model.graph.initializers["v"].const_value
+    assert held is not None
+    sparse = np.where(np.abs(held.numpy()) < np.median(np.abs(held.numpy())), 0, held.numpy()).astype(np.float32)
+    model.graph.initializers["v"].const_value = ir.tensor(sparse, name="v")
+    codes = learned(model)[0]["v"].codes
+    assert not codes[sparse == 0].any()
+    assert codes.any()
+
+
 def test_it_is_the_same_each_time() -> None:
     first, other = (learned(net())[0] for _ in range(2))
     assert first.keys() == other.keys()

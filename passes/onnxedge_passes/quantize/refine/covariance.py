@@ -153,6 +153,8 @@ def _round(model: ir.Model, layers: Sequence[Layer], stream: Stream, context: Co
 def rounded_by(layer: Layer, gram: Array) -> Array | None:
     """Return int8 codes with less output error than the nearest ones, None where there are none.
 
+    Weights that are zero stay zero: kernels for sparse weights need their pattern.
+
     Args:
         layer: has the float weight, the scales and the nearest codes.
         gram: float64 [G, K, K], mean products of its inputs, or their covariance.
@@ -162,7 +164,7 @@ def rounded_by(layer: Layer, gram: Array) -> Array | None:
         return None
     weight = layer.matrix(tensor.numpy()).astype(np.float64)  # [G, N, K]
     scale = layer.scale().astype(np.float64)
-    codes = np.zeros(weight.shape, np.int8)
+    codes, zeros = np.zeros(weight.shape, np.int8), weight == 0
     try:
         factor = np.stack([inverse_factor(part) for part in gram])
     except np.linalg.LinAlgError:
@@ -173,6 +175,7 @@ def rounded_by(layer: Layer, gram: Array) -> Array | None:
 
         def rounded(at: int, column: Array) -> Array:
             whole = np.clip(np.rint(column / scale[..., 0]), -layer.nearest.limit, layer.nearest.limit)
+            whole[zeros[..., start + at]] = 0
             codes[..., start + at] = whole
             return np.asarray(whole * scale[..., 0])
 

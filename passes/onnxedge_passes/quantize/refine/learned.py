@@ -39,6 +39,7 @@ _BATCH = 16
 _HELD = 3  #: batches that decide
 _RATE = 0.03
 _STRETCH = (-0.1, 1.1)  #: of the sigmoid, so that it reaches 0 and 1
+_NEVER = -50.0  #: free value of a weight that stays at the code below: its share and its slope are 0
 _SHARP = (16.0, 2.0)  #: exponent of what draws to 0 and 1, at the beginning and at the end
 _WARM = 0.2  #: share of the steps before anything is drawn there
 
@@ -67,7 +68,8 @@ class Choice:
         floor = np.floor(whole)
         low, high = _STRETCH
         share = np.clip((whole - floor - low) / (high - low), 0.01, 0.99)
-        return cls(floor, scale, layer.nearest.limit, np.log(share / (1 - share)))
+        free = np.where(array == 0, _NEVER, np.log(share / (1 - share)))  # zeros are a pattern that stays
+        return cls(floor, scale, layer.nearest.limit, free)
 
     def share(self) -> Array:
         """Return how much of the upper code each element has, 0..1."""
