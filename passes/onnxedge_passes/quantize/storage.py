@@ -21,7 +21,7 @@ from onnxedge_passes.cleanup.worklist import graph_opset, root_graphs
 from .emission import Emitter
 from .rounding import aligned, round_weight
 
-LEAST_SIZE = 256  #: elements under which two more nodes weigh more than what they save
+LEAST_SIZE = 1024  #: elements under which two more nodes weigh more than what they save
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _DEQUANTIZE_OPSET = 13  #: from which DequantizeLinear knows channels
 
