@@ -37,7 +37,6 @@ from onnxedge.training.overlay import Environment
 from onnxedge.training.step import build_step
 
 PLAIN = TrainingSettings(optimizer="sgd", momentum=0, warmup=0, clip=0, weight_decay=0, epochs=1, batch=16, lr=1)
-ZOO = Path(__file__).parents[3] / "shared" / "zoo"
 
 
 def array(model: ir.Model, name: str) -> Array:
@@ -158,14 +157,16 @@ def test_steps_are_those_of_numpy(optimizer: str, accumulate: int, tmp_path: Pat
         np.testing.assert_allclose(done.values[name], value, atol=1e-6)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_run_that_was_killed_goes_on_bit_by_bit(accumulate: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("engine", "accumulate"), [("ort", 1), ("ort", 2), pytest.param("ort-training", 1, marks=needs_package)]
+)
+def test_a_run_that_was_killed_goes_on_bit_by_bit(engine: Any, accumulate: int, tmp_path: Path) -> None:
     composed, feeds = linear()
     settings = TrainingSettings(epochs=4, batch=16, lr=0.05, accumulate=accumulate)
 
     def run(folder: str, listener: Callable[[Mapping[str, Any]], None]) -> Trained:
         where = tmp_path / folder
-        return train(composed, feeds, where, settings, weights=["w", "b"], listener=listener, engine="ort")
+        return train(composed, feeds, where, settings, weights=["w", "b"], listener=listener, engine=engine)
 
     whole = run("whole", lambda _: None)
 
@@ -276,10 +277,10 @@ def test_engines_agree(fixtures: Path, tmp_path: Path) -> None:
 
 @needs_package
 @pytest.mark.zoo
-def test_engines_agree_on_resnet20(tmp_path: Path) -> None:
-    model = load(ZOO / "models" / "cifar10_resnet20_bn.onnx")
+def test_engines_agree_on_resnet20(zoo: Path, tmp_path: Path) -> None:
+    model = load(zoo / "models" / "cifar10_resnet20_bn.onnx")
     trainable = prepared(model)
-    found = np.load(ZOO / "data" / "cifar10_train.npz")
+    found = np.load(zoo / "data" / "cifar10_train.npz")
     x = (found["x"][:32].astype(np.float32) / 255 - 0.45) / 0.25
     x = np.ascontiguousarray(x.transpose(0, 3, 1, 2) if x.shape[-1] == 3 else x)
     composed = compose(model, [HardLabels(output=model.graph.outputs[0].name or "")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from onnxedge.cli import main
 from onnxedge.model.io import load
 from onnxedge.target import load_packaged_target
 from onnxedge.training import overlay
-from onnxedge.training.engine import Trained, train
+from onnxedge.training.engine import train
 from onnxedge.training.optimizers import Optimizer
 from onnxedge.training.settings import Settings
 from onnxedge.verify import infer_shapes
@@ -116,31 +116,6 @@ def test_steps_are_those_of_numpy(optimizer: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(done.losses, np.reshape(losses, (2, 4)).mean(1), rtol=1e-5)
     for name, value in values.items():
         np.testing.assert_allclose(done.values[name], value, atol=1e-5)
-
-
-@needs_package
-def test_a_run_that_was_killed_goes_on_bit_by_bit(tmp_path: Path) -> None:
-    composed, feeds = linear()
-    settings = Settings(epochs=4, batch=16, lr=0.05)
-
-    def run(folder: str, listener: Callable[[Mapping[str, Any]], None]) -> Trained:
-        return train(composed, feeds, tmp_path / folder, settings, weights=["w", "b"], listener=listener)
-
-    whole = run("whole", lambda _: None)
-
-    def stop(line: Mapping[str, Any]) -> None:
-        if line["kind"] == "epoch" and line["epoch"] == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run("parts", stop)
-    lines: list[Mapping[str, Any]] = []
-    again = run("parts", lines.append)
-    assert [line["kind"] for line in lines][:2] == ["ready", "resumed"]
-    assert again.losses == whole.losses
-    assert again.finished
-    for name, value in whole.values.items():
-        assert value.tobytes() == again.values[name].tobytes()
 
 
 @needs_package

@@ -121,13 +121,13 @@ class Distill(Training):
         teacher, _ = forked(teacher)
         refresh_scopes(teacher)
         infer_shapes(teacher)
-        task = _Task(self, teacher, context)
+        task = Distillation(self, teacher, context)
         plan = Plan(losses=task.losses, teacher=teacher, like=digest_of(teacher), verb="distilled")
         return train_model(model, context, self, plan)
 
 
 @dataclass(frozen=True)
-class _Task:
+class Distillation:
     """Find the losses."""
 
     options: Distill

@@ -25,7 +25,7 @@ from onnxedge.api import (
 from onnxedge_passes.fuse.linear.fold_batchnorm import FoldBatchnorm
 from onnxedge_passes.quantize.existing import is_quantized
 from onnxedge_passes.quantize.names import name_values
-from onnxedge_passes.train.distill import Distill, _Task
+from onnxedge_passes.train.distill import Distill, Distillation
 from onnxedge_passes.train.fake_quantization import WeightGrid
 from onnxedge_passes.train.prepare_training import Trainable
 from onnxedge_passes.train.qat_grids import Grids, eight_bit_grids, four_bit_grids, named_constants, settled
@@ -114,7 +114,7 @@ class Qat(Distill):
         infer_shapes(teacher)
         rounding = Rounding(model, grids, context, learned=self.learned)
         plan = Plan(
-            losses=_Task(self, teacher, context).losses,
+            losses=Distillation(self, teacher, context).losses,
             teacher=teacher,
             change=rounding.change,
             put=rounding.put,
