@@ -92,6 +92,7 @@ from onnxedge.target import KernelCost, Quantization, Target
 from onnxedge.training.augment import Augmentation
 from onnxedge.training.choice import Choice
 from onnxedge.training.choice import Score as TrainingScore
+from onnxedge.training.choice import Task as ScoredTask
 from onnxedge.training.compose import Composed, compose
 from onnxedge.training.engine import Trained, choose_engine, train
 from onnxedge.training.loop import History, Loop, train_loop
@@ -149,6 +150,7 @@ __all__ = [
     "Regression",
     "Result",
     "Score",
+    "ScoredTask",
     "Session",
     "SoftLabels",
     "Target",

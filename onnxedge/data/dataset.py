@@ -87,6 +87,26 @@ class Data:
                 pending.append(piece)
             yield self._merged(pending, fixed)
 
+    def labels(self) -> Array | None:
+        """Return the labels of all samples, [S, ...], None where some have none."""
+        given = [batch.labels for batch in self.batches()]
+        kept = [labels for labels in given if labels is not None]
+        return np.concatenate(kept) if kept and len(kept) == len(given) else None
+
+    def column(self, name: str) -> Array | None:
+        """Return an array beside inputs and labels, [S, ...], None where it is not there, or not for every sample.
+
+        Raises:
+            UserError: it has not a row for each sample.
+        """
+        rows, parts = np.arange(len(self)) if self._rows is None else self._rows, list[Array]()
+        for chunk, numbers in self._runs(rows):
+            array = self._table.column(chunk, name)
+            if array is None:
+                return None
+            parts.append(array[numbers])
+        return np.concatenate(parts) if parts else None
+
     def feeds(self, size: int = 32, limit: int | None = None) -> Iterator[dict[str, Array]]:
         """Yield the feeds of :meth:`batches`."""
         for batch in self.batches(size, limit):

@@ -133,6 +133,19 @@ class Table:
                 feed[column.spec.name] = column.read(rows)
         return Batch(feed, None if fitted.labels is None else fitted.labels[rows], len(rows))
 
+    def column(self, index: int, name: str) -> Array | None:
+        """Return an array of a chunk that is no input and no label, [count, ...], None where there is none of numbers.
+
+        Raises:
+            UserError: it has not a row for each sample.
+        """
+        fitted = self.fitted(index)
+        assert fitted is not None
+        rows = fitted.chunk.arrays.get(name) if name not in LABEL_NAMES else None
+        if rows is None or rows.dtype.kind not in "biuf" or any(rows is taken for _, taken in fitted.used):
+            return None
+        return _as_labels(fitted.chunk, name, rows.array(), fitted.count)
+
     def digest(self, index: int) -> bytes:
         """Return the hash of a chunk's content: its arrays and labels, or the bytes of its files."""
         if index not in self._digests:
@@ -195,7 +208,10 @@ def find_labels(chunk: Chunk, inputs: Sequence[InputSpec], count: int) -> Array 
             found.append((name, chunk.arrays[name].array()))
     if not found:
         return None
-    name, labels = found[0]
+    return _as_labels(chunk, *found[0], count)
+
+
+def _as_labels(chunk: Chunk, name: str, labels: Array, count: int) -> Array:
     if count == 1 and (labels.ndim == 0 or (chunk.alone is not False and len(labels) != 1)):
         labels = labels[None]
     if labels.ndim == 0 or len(labels) != count:

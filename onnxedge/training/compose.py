@@ -28,7 +28,7 @@ class Composed:
         teachers: value of the teacher -> input that it is fed to.
         columns: column of the data (labels, targets) -> input.
         weights: input of the terms' weights, float32 [terms]; may change from step to step.
-        initial: weights to begin with, in the order of the losses.
+        schedule: weights to begin and to end with, float32 [2, terms], in the order of the losses.
         adapters: initializers that are trained beside the student's and given up afterwards.
     """
 
@@ -36,7 +36,7 @@ class Composed:
     teachers: Mapping[str, str]
     columns: Mapping[str, str]
     weights: str
-    initial: Array
+    schedule: Array
     adapters: tuple[str, ...]
 
     @property
@@ -84,7 +84,7 @@ def compose(student: ir.Model, losses: Sequence[Loss], *, teacher: ir.Model | No
         {key: value.name or "" for key, value in tail.teachers.items()},
         {key: value.name or "" for key, value in tail.columns.items()},
         weights.name or "",
-        np.array([loss.weight for loss in losses], np.float32),
+        np.array([loss.weights for loss in losses], np.float32).T.copy(),
         tuple(value.name or "" for value in tail.adapters),
     )
 

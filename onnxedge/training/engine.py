@@ -54,7 +54,6 @@ def train(
     weights: Sequence[str],
     statistics: Sequence[str] = (),
     spared: Sequence[str] = (),
-    terms: Array | None = None,
     listener: Listener = lambda _: None,
     between: Between | None = None,
     identity: str = "",
@@ -73,7 +72,6 @@ def train(
         weights: initializers that are trained, beside the adapters.
         statistics: running statistics of BatchNormalization, which follow the batches.
         spared: weights without weight decay.
-        terms: weights of the loss's terms, float32 [terms] or [epochs, terms]; the initial ones for None.
         listener: is told each line of progress: ``ready``, ``resumed``, ``next``, ``step``, ``epoch``, ``late``,
             ``done``.
         between: asked before each epoch; the worker waits. What it is told of the values is empty at the beginning.
@@ -93,7 +91,6 @@ def train(
     if unknown:
         raise UserError(f"{engine}: the graph has no initializer {unknown[0]!r}")
     given = data if callable(data) else lambda _: data
-    rows = _rows(composed, terms)
     arrays = _checked(composed, given(0)) if not callable(data) else {}
     folder.mkdir(parents=True, exist_ok=True)
     names = [*trained, *statistics]
@@ -109,7 +106,7 @@ def train(
         "asks": between is not None or callable(data),
         "data": identity if callable(data) else "",
     }
-    finished = _begin(folder, job, composed, arrays, rows)
+    finished = _begin(folder, job, composed, arrays)
     desk = _Desk(folder, composed, given, names, settings.epochs, between)
     if callable(data):
         desk.put(finished)
@@ -206,13 +203,6 @@ def _checked(composed: Composed, data: Mapping[str, Array]) -> dict[str, Array]:
     return {name: data[name] for name in names}
 
 
-def _rows(composed: Composed, terms: Array | None) -> Array:
-    rows = np.atleast_2d(np.asarray(composed.initial if terms is None else terms, np.float32))
-    if rows.ndim != 2 or rows.shape[1] != len(composed.initial) or not np.isfinite(rows).all():
-        raise UserError(f"ort-training: the loss has {len(composed.initial)} terms, their weights are {rows.shape}")
-    return rows
-
-
 def _write(folder: Path, arrays: Mapping[str, Array]) -> list[str]:
     """Write a job's inputs, each whole: the worker may have the ones before open."""
     files = [f"input.{index}.npy" for index in range(len(arrays))]
@@ -224,14 +214,14 @@ def _write(folder: Path, arrays: Mapping[str, Array]) -> list[str]:
     return files
 
 
-def _begin(folder: Path, job: Mapping[str, Any], composed: Composed, arrays: Mapping[str, Array], rows: Array) -> int:
+def _begin(folder: Path, job: Mapping[str, Any], composed: Composed, arrays: Mapping[str, Array]) -> int:
     """Write the job's files; what an earlier run left goes away unless it was of the same job.
 
     Returns:
         Epochs that an earlier run finished.
     """
     save(composed.model, folder / "model.onnx")
-    np.save(folder / "weights.npy", rows)
+    np.save(folder / "weights.npy", composed.schedule)
     files = ["model.onnx", *_write(folder, arrays), "weights.npy"]
     text = json.dumps({**job, "content": [_digest(folder / name) for name in files]}, indent=1)
     file, state = folder / "job.json", folder / "state.npz"

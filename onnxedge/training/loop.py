@@ -133,7 +133,6 @@ def train_loop(
     statistics: Sequence[str],
     spared: Sequence[str],
     initial: Values,
-    terms: Array | None = None,
     progress: Progress,
     engine: str = "auto",
 ) -> tuple[Values, History]:
@@ -146,7 +145,7 @@ def train_loop(
         folder: of the run; one that was stopped goes on there.
         settings: of the engine.
         loop: of this.
-        weights, statistics, spared, terms: as :func:`onnxedge.training.engine.train` takes them.
+        weights, statistics, spared: as :func:`onnxedge.training.engine.train` takes them.
         initial: what ``evaluate`` gets for the weights before training.
         progress: shows how far an epoch has come.
         engine: which one.
@@ -161,7 +160,6 @@ def train_loop(
         weights=weights,
         statistics=statistics,
         spared=spared,
-        terms=terms,
         listener=run.listen,
         between=run.between,
         identity=f"{samples.identity} {samples.augmentation.steps} {samples.views} {samples.seed} {plain}",

@@ -21,12 +21,12 @@ class Loss:
 
     Attributes:
         output: name of the value: an output, or one between nodes.
-        weight: factor in the sum that training begins with; it is an input of the graph and may change.
+        weight: factor in the sum; two for the first step and the last, with a line between.
         axis: of the classes or channels; None for 1 where the value has four axes or more, else the last.
     """
 
     output: str
-    weight: float = 1.0
+    weight: float | tuple[float, float] = 1.0
     axis: int | None = None
 
     def check(self) -> None:
@@ -35,8 +35,13 @@ class Loss:
         Raises:
             UserError: with the reason.
         """
-        if not math.isfinite(self.weight):
+        if not all(map(math.isfinite, self.weights)):
             raise UserError(f"loss: weight {self.weight} of {self.output!r} is no finite number")
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Factors in the sum at the first step and at the last."""
+        return self.weight if isinstance(self.weight, tuple) else (self.weight, self.weight)
 
     def build(self, tail: Tail, value: ir.Value) -> ir.Value:
         """Put the term behind the student and return its value, a scalar."""

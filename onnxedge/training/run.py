@@ -98,7 +98,6 @@ class Run:
     def _train(self, epoch: int, deadline: float | None) -> bool:
         """Train an epoch and return True, or False where the time is over; what was learned till then stays."""
         order = np.random.default_rng([self._job["seed"], epoch]).permutation(self._samples)
-        weights = self._weights[min(epoch, len(self._weights) - 1)]
         at, began, total, count = 0, time.monotonic(), 0.0, 0
         told = began
         for step in range(self._per_epoch):
@@ -106,7 +105,7 @@ class Run:
                 rows = np.sort(order[at : at + self._batch])
                 at += self._batch
                 feed = {name: np.ascontiguousarray(array[rows]) for name, array in self._inputs.items()}
-                loss = self._engine.batch({**feed, self._job["weights"]: weights})
+                loss = self._engine.batch({**feed, self._job["weights"]: self._terms()})
                 if not np.isfinite(loss):
                     raise Failed(f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}; try a smaller lr")
                 total, count = total + loss, count + 1
@@ -122,6 +121,12 @@ class Run:
         seconds = time.monotonic() - began
         say(kind="epoch", epoch=self.epoch, loss=total / count, seconds=seconds, samples=count * self._batch)
         return True
+
+    def _terms(self) -> np.ndarray[Any, Any]:
+        """Return the weights of the loss's terms: in a line from the first step to the last."""
+        first, last = self._weights
+        done = self._engine.optimizer.step_count / max(self._engine.optimizer.steps - 1, 1)
+        return np.asarray(first + np.float32(min(done, 1.0)) * (last - first))
 
     def _save(self, name: str) -> None:
         """Write parameters, and all else that a run goes on from, whole or not at all."""

@@ -41,7 +41,7 @@ def write_step(
     """
     data = {name: np.load(folder / f"input.{index}.npy", mmap_mode="r") for index, name in enumerate(inputs)}
     feed = {name: np.ascontiguousarray(array[: settings.batch]) for name, array in data.items()}
-    feed[composed.weights] = composed.initial
+    feed[composed.weights] = composed.schedule[0]
     step = build_step(
         to_proto(composed.model), feed, trained=trained, statistics=statistics, spared=spared, settings=settings
     )

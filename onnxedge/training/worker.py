@@ -4,7 +4,8 @@ It may run beside ``onnxruntime-training`` and not beside ``onnxruntime``, in an
 onnxedge but its neighbours :mod:`optimizers`, :mod:`run` and one ``run_...``. Its one argument is a folder:
 
 - ``job.json``: see :func:`onnxedge.training.engine.train`; ``model.onnx``: the composed graph, output 0 the loss;
-- ``input.<index>.npy``: float or integer [S, ...], a row a sample, memory-mapped; ``weights.npy``: [epochs, terms];
+- ``input.<index>.npy``: float or integer [S, ...], a row a sample, memory-mapped; ``weights.npy``:
+  [2, terms], of the first step and of the last;
 - of engine ``ort``: ``step.onnx``, ``update.onnx``, ``start.npz``, see :mod:`run_stock`;
 - ``state.npz``: what a run that was stopped goes on from; written whole after each epoch;
 - ``trained.npz``: the parameters and running statistics by index, at the end.

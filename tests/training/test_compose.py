@@ -58,7 +58,7 @@ def values(student: ir.Model, *losses: Loss, feed: dict[str, Array], **options: 
     composed = compose(student, losses, **options)  # type: ignore[arg-type]
     onnx.checker.check_model(to_proto(composed.model), full_check=True)
     session = Session(composed.model, level="disable")
-    outputs = session.run({**feed, composed.weights: composed.initial})
+    outputs = session.run({**feed, composed.weights: composed.schedule[0]})
     total, terms = list(outputs.values())[:2]
     assert total.shape == ()
     return float(total), terms

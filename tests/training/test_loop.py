@@ -20,6 +20,7 @@ from onnxedge.api import (
     History,
     InputSpec,
     Loop,
+    ScoredTask,
     SoftLabels,
     Teacher,
     TrainingSamples,
@@ -305,7 +306,8 @@ def test_choice_by_targets_and_by_an_own_metric(tmp_path: Path) -> None:
     student = model("s (float[N, 7] x) => (float[N, 1] y) <float[7, 1] w> { y = MatMul(x, w) }")
     x = np.random.default_rng(0).standard_normal((40, 7)).astype(np.float32)
     data = from_arrays(model_inputs(student), {"x": x}, _run(student, x)[:, 0] + 2)
-    score = Choice(data, metric="top1", reference=None, threads=1, targets="y").score(student)
+    tasks = [ScoredTask("y", _run(student, x) + 2, None)]
+    score = Choice(data, metric="top1", reference=None, threads=1, tasks=tasks).score(student)
     assert (score.name, score.value) == ("-MSE", pytest.approx(-4, rel=1e-4))
     (tmp_path / "own.py").write_text("def largest(outputs, labels):\n    return outputs['y'].max() - labels.max()\n")
     own = Choice(data, metric=f"{tmp_path / 'own.py'}:largest", reference=None, threads=1)

@@ -206,7 +206,7 @@ def test_statistics_follow_the_batches(fixtures: Path, tmp_path: Path) -> None:
     assert seen is not None
     looked = composed.model.clone()
     looked.graph.outputs[:] = [value for node in looked.graph for value in node.outputs if value.name == seen.name]
-    x = next(iter(Session(looked).run({**feeds, composed.weights: composed.initial}).values())).astype(np.float64)
+    x = next(iter(Session(looked).run({**feeds, composed.weights: composed.schedule[0]}).values())).astype(np.float64)
     wanted = {mean: x.mean((0, 2, 3)), variance: x.var((0, 2, 3))}
     for key, batch in wanted.items():
         np.testing.assert_allclose(done.values[key], 0.9 * array(original, key) + 0.1 * batch, rtol=1e-5, atol=1e-6)
@@ -326,7 +326,7 @@ def test_shapes_and_constants_are_folded() -> None:
     model = parsed(text, 17)
     model.graph.initializers["v"].const_value = ir.tensor(np.ones(4, np.float32))
     composed = compose(model, [Regression(output="onnxedge_grad_1")])
-    feeds = {"x": data((4, 2), ())["x"], "targets": data((), (8,))["targets"], composed.weights: composed.initial}
+    feeds = {"x": data((4, 2), ())["x"], "targets": data((), (8,))["targets"], composed.weights: composed.schedule[0]}
     settings = TrainingSettings(batch=16)
     step = build_step(
         to_proto(composed.model), feeds, trained=["s", "b"], statistics=["m", "v"], spared=["s", "b"], settings=settings

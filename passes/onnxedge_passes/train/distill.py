@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import onnx_ir as ir
 
@@ -26,7 +26,7 @@ from onnxedge.api import (
     model_inputs,
     refresh_scopes,
 )
-from onnxedge_passes.train.objective import feature_losses, label_losses, teacher_losses
+from onnxedge_passes.train.objective import Labels, Objective, feature_losses, teacher_losses
 from onnxedge_passes.train.session import Plan, train_model
 from onnxedge_passes.train.training import Training
 
@@ -60,7 +60,7 @@ class Distill(Training):
     teacher: str = ""  #: file of the teacher; the model that the pipeline began with for none
     temperature: float = 4.0  #: of the class probabilities
     alpha: float = 0.9  #: 0..1, weight of the teacher; the rest is that of the labels
-    output: str = ""  #: name of the output that the labels are for; the first that they fit
+    alpha_end: float | None = None  #: 0..1, what alpha comes to by the last step, in a line; none to stay
     features: tuple[str, ...] = ()  #: values inside that are compared, too, as `name` or `student=teacher`
     feature_loss: Literal["l2", "attention"] = "l2"  #: how; l2 has an adapter where the widths differ
     feature_weight: float = 1.0  #: of all features together
@@ -68,11 +68,14 @@ class Distill(Training):
     def requires(self, model: ir.Model, context: Context) -> None:
         """Check options, data, teacher and engine."""
         super().requires(model, context)
-        if not 0 <= self.alpha <= 1:
-            raise UserError(f"{self.name}: alpha={self.alpha:g} is not within 0..1")
+        for option in ("alpha", "alpha_end"):
+            share = getattr(self, option)
+            if share is not None and not 0 <= share <= 1:
+                raise UserError(f"{self.name}: {option}={share:g} is not within 0..1")
         if not 0 < self.temperature <= 1e3:
             raise UserError(f"{self.name}: temperature={self.temperature:g} is not above 0 and up to 1000")
-        if self.alpha == 0 and not self.features and not self.data(context).has_labels:
+        teaches = self.alpha or self.alpha_end or self.features
+        if not teaches and not self.has_labels(model, self.data(context)):
             raise UserError(f"{self.name}: alpha=0 needs labels, {self.data(context).source} has none")
         if self.teacher:
             self._check_teacher(model, self._load())
@@ -122,7 +125,7 @@ class Distill(Training):
         refresh_scopes(teacher)
         infer_shapes(teacher)
         task = Distillation(self, teacher, context)
-        plan = Plan(losses=task.losses, teacher=teacher, like=digest_of(teacher), verb="distilled")
+        plan = Plan(objective=task.objective, teacher=teacher, like=digest_of(teacher), verb="distilled")
         return train_model(model, context, self, plan)
 
 
@@ -134,24 +137,21 @@ class Distillation:
     teacher: ir.Model
     context: Context
 
-    def losses(
-        self, model: ir.Model, rows: Mapping[str, Array], labels: Array | None
-    ) -> tuple[Sequence[Loss], Array | None]:
-        options, made, read = self.options, list[Loss](), None
-        alpha = options.alpha
-        if labels is None and alpha < 1:
+    def objective(self, model: ir.Model, rows: Mapping[str, Array], labels: Labels) -> Objective:
+        """Return the losses for a model, for some rows of samples and their labels."""
+        options, others = self.options, list[Loss]()
+        soft = (options.alpha, options.alpha if options.alpha_end is None else options.alpha_end)
+        if not labels and soft != (1.0, 1.0):
             self.context.note(None, "no labels: the teacher alone counts (alpha=1)")
-            alpha = 1.0
-        if alpha:
-            said = self._said(rows)
-            made += teacher_losses(
-                model, self.teacher, said, temperature=options.temperature, weight=alpha, who=options.name
-            )
-        if alpha < 1 and labels is not None:
-            hard, read = label_losses(model, labels, options.name, output=options.output, weight=1 - alpha)
-            made.append(hard)
-        made += feature_losses(options.features, options.feature_loss, options.feature_weight)
-        return made, read
+            soft = (1.0, 1.0)
+        hard = (1 - soft[0], 1 - soft[1])
+        if any(soft):
+            said, tasks = self._said(rows), options.weights_of_tasks(model)
+            how: dict[str, Any] = {"temperature": options.temperature, "weight": soft, "who": options.name}
+            others += teacher_losses(model, self.teacher, said, tasks=tasks, **how)
+        others += feature_losses(options.features, options.feature_loss, options.feature_weight)
+        heads = options.heads(model, labels, weight=hard) if any(hard) else []
+        return Objective(heads=heads, others=others)
 
     def _said(self, rows: Mapping[str, Array]) -> dict[str, Array]:
         """Return what the teacher gives for a few samples, by output."""

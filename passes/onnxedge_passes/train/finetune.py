@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from onnxedge.api import Accuracy, Array, Context, Loss, Result, UserError
-from onnxedge_passes.train.objective import label_losses
+from onnxedge.api import Accuracy, Array, Context, Result, UserError
+from onnxedge_passes.train.objective import Labels, Objective
 from onnxedge_passes.train.session import Plan, train_model
 from onnxedge_passes.train.training import Training
 
@@ -35,7 +35,6 @@ class Finetune(Training):
     accuracy: ClassVar[Accuracy] = "lossy"
 
     loss: Literal["auto", "classes", "values"] = "auto"  #: cross-entropy, squared error, or by the labels' type
-    output: str = ""  #: name of the output that the labels are for; the first that they fit
     smoothing: float = 0.0  #: 0..1, share of the wanted probability that goes to all classes alike
 
     def requires(self, model: ir.Model, context: Context) -> None:
@@ -43,17 +42,15 @@ class Finetune(Training):
         super().requires(model, context)
         if not 0 <= self.smoothing <= 1:
             raise UserError(f"{self.name}: smoothing={self.smoothing:g} is not within 0..1")
-        if not self.data(context).has_labels:
-            raise UserError(f"{self.name}: needs labels, {self.data(context).source} has none; give an array `y`")
+        data = self.data(context)
+        if not self.has_labels(model, data):
+            raise UserError(f"{self.name}: needs labels, {data.source} has none; give an array `y`")
 
     def run(self, model: ir.Model, context: Context) -> Result:
         """Train on labels."""
-        return train_model(model, context, self, Plan(losses=self._losses))
+        return train_model(model, context, self, Plan(objective=self._objective))
 
-    def _losses(
-        self, model: ir.Model, rows: Mapping[str, Array], labels: Array | None
-    ) -> tuple[Sequence[Loss], Array | None]:
-        if labels is None:
+    def _objective(self, model: ir.Model, rows: Mapping[str, Array], labels: Labels) -> Objective:
+        if not labels:
             raise UserError(f"{self.name}: some samples have no label; give one for each")
-        made = label_losses(model, labels, self.name, output=self.output, kind=self.loss, smoothing=self.smoothing)
-        return (made[0],), made[1]
+        return Objective(heads=self.heads(model, labels, kind=self.loss, smoothing=self.smoothing))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx_ir as ir
 
 from onnxedge.api import (
     Array,
+    Data,
     Feature,
     HardLabels,
     Loss,
@@ -22,8 +24,52 @@ from onnxedge.api import (
 )
 
 Kind = Literal["auto", "classes", "values"]
+LABELS = "labels"  #: what losses call labels that came without the name of an output
 _VIEWS = ("Identity", "Flatten", "Squeeze", "Reshape")
 _LEAST_VARIANCE = 1e-8  #: of a teacher's value whose error is measured in it
+
+
+Weight = tuple[float, float]  #: of a loss at the first step and at the last
+Labels = Mapping[
+    str, Array
+]  #: [S, ...] by the output that they are for; those of no certain output under the empty name
+
+
+@dataclass(frozen=True)
+class Head:
+    """Hold an output that is trained on labels.
+
+    Attributes:
+        output: its name.
+        loss: against the labels.
+        column: what the loss calls them.
+        labels: as the loss reads them.
+        axis: of the output's classes; of no meaning for numbers.
+    """
+
+    output: str
+    loss: HardLabels | Regression
+    column: str
+    labels: Array
+    axis: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Hold what a model is trained for.
+
+    Attributes:
+        heads: outputs that are trained on labels.
+        others: losses that read no labels.
+    """
+
+    heads: Sequence[Head] = ()
+    others: Sequence[Loss] = ()
+
+    @property
+    def losses(self) -> list[Loss]:
+        """The terms of the sum, but for those that never weigh anything."""
+        return [loss for loss in (*(head.loss for head in self.heads), *self.others) if any(loss.weights)]
 
 
 @dataclass(frozen=True)
@@ -62,31 +108,118 @@ def float_outputs(model: ir.Model) -> list[ir.Value]:
     return [value for value in model.graph.outputs if value.dtype == ir.DataType.FLOAT and value.name]
 
 
-def label_losses(
+def read_labels(data: Data, outputs: Sequence[str | None], labels: Array | None) -> dict[str, Array]:
+    """Return the labels of samples: those beside them, and each array that has the name of an output."""
+    found = {"": labels} if labels is not None else {}
+    for name in outputs:
+        own = data.column(name) if name else None
+        if name and own is not None:
+            found[name] = own
+    return found
+
+
+def read_tasks(texts: Sequence[str], model: ir.Model, who: str) -> dict[str, Weight]:
+    """Return the weights of outputs, of texts such as ``age``, ``age=0.5``, ``age=1:0.2`` (from the first step on).
+
+    Raises:
+        UserError: there is no such output, or the weight is none.
+    """
+    tasks: dict[str, Weight] = {}
+    known = [value.name or "" for value in float_outputs(model)]
+    for text in texts:
+        name, _, numbers = (text if "=" in text else f"{text}=1").rpartition("=")
+        name = name.strip()
+        if name not in known:
+            raise UserError(f"{who}: tasks: no float32 output {name!r}{did_you_mean(name, known)}")
+        first, colon, last = numbers.partition(":")
+        try:
+            weight = (float(first), float(last if colon else first))
+        except ValueError:
+            raise UserError(f"{who}: tasks: {text!r} is none of NAME, NAME=WEIGHT, NAME=FIRST:LAST") from None
+        if not all(0 <= number < math.inf for number in weight) or not any(weight):
+            raise UserError(f"{who}: tasks: the weight of {name!r} is not above 0 and finite")
+        tasks[name] = weight
+    return tasks
+
+
+def find_heads(
+    model: ir.Model,
+    labels: Labels,
+    who: str,
+    *,
+    tasks: Mapping[str, Weight],
+    weight: Weight = (1.0, 1.0),
+    output: str = "",
+    kind: Kind = "auto",
+    smoothing: float = 0.0,
+) -> list[Head]:
+    """Return the outputs that are trained on labels: each that has some of its own, and the one that the others fit.
+
+    Args:
+        model: shapes inferred.
+        labels: class numbers, one-hot rows, or targets.
+        who: the pass, for messages.
+        tasks: weights of outputs; what is not named does not count, but where none is all do.
+        weight: of all of them.
+        output: name of the output that the labels under the empty name are for; the first that fits for none.
+        kind: classes, values, or by the type and shape of the labels.
+        smoothing: of classes.
+
+    Raises:
+        UserError: no output fits, or one that is named has no labels.
+    """
+    options: dict[str, Any] = {"kind": kind, "smoothing": smoothing}
+    heads = [label_head(model, own, who, output=name, column=f"labels.{name}", **options)
+             for name, own in labels.items() if name and (not tasks or name in tasks)]  # fmt: skip
+    taken = {head.output for head in heads}
+    if "" in labels:
+        free = tuple(name for name in tasks or (v.name or "" for v in float_outputs(model)) if name not in taken)
+        if output and tasks and output not in tasks:
+            raise UserError(f"{who}: output={output} is not among the tasks")
+        if output or free:
+            heads.append(label_head(model, labels[""], who, output=output, among=free, **options))
+            taken.add(heads[-1].output)
+    bare = [name for name in tasks if name not in taken]
+    if bare:
+        raise UserError(f"{who}: tasks: {bare[0]!r} has no labels; give an array of its name")
+    return [
+        replace(head, loss=replace(head.loss, weight=product(weight, tasks.get(head.output, (1.0, 1.0)))))
+        for head in heads
+    ]
+
+
+def product(first: Weight, second: Weight) -> Weight:
+    """Return the weight of a part of a part."""
+    return first[0] * second[0], first[1] * second[1]
+
+
+def label_head(
     model: ir.Model,
     labels: Array,
     who: str,
     *,
     output: str = "",
+    among: Sequence[str] = (),
+    column: str = LABELS,
     kind: Kind = "auto",
     smoothing: float = 0.0,
-    weight: float = 1.0,
-) -> tuple[Loss, Array]:
-    """Return the loss against labels, and the labels as it reads them.
+) -> Head:
+    """Return the output that labels are for.
 
     Args:
         model: shapes inferred.
         labels: [S, ...]; class numbers, one-hot rows, or targets.
         who: the pass, for messages.
-        output: name of the output that they are for; the one that fits for none.
+        output: its name; the one that fits for none.
+        among: names of those that may be; all for none.
+        column: what the loss is to call them.
         kind: classes, values, or by the type and shape of the labels.
         smoothing: of classes.
-        weight: of the loss.
 
     Raises:
         UserError: no output fits.
     """
-    outputs = [value for value in float_outputs(model) if not output or value.name == output]
+    outputs = [v for v in float_outputs(model) if v.name == output or (not output and (not among or v.name in among))]
     if not outputs:
         known = [value.name or "" for value in float_outputs(model)]
         what = f"no float32 output {output!r}{did_you_mean(output, known)}" if output else "no output of float32"
@@ -98,11 +231,11 @@ def label_losses(
             continue
         classes = _as_classes(labels, dims, end.axis) if kind != "values" and (whole or kind == "classes") else None
         if classes is not None:
-            loss = HardLabels(output=end.value, axis=end.axis, smoothing=smoothing, weight=weight)
-            return loss, _checked(classes, dims, end, who)
+            hard = HardLabels(output=end.value, axis=end.axis, smoothing=smoothing, labels=column)
+            return Head(end.output, hard, column, _checked(classes, dims, end, who), class_axis(dims, end.axis))
         targets = _as_targets(labels, dims) if kind == "values" or (kind == "auto" and not whole) else None
         if targets is not None:
-            return Regression(output=value.name or "", targets="labels", weight=weight), targets
+            return Head(end.output, Regression(output=end.output, targets=column), column, targets, -1)
     shown = f"{labels.dtype}[{','.join(['S', *map(str, labels.shape[1:])])}]"
     names = ", ".join(f"{value.name!r} {_dims(value)}" for value in outputs)
     raise UserError(f"{who}: labels {shown} fit no output ({names}); name one by output=")
@@ -159,7 +292,14 @@ def _as_targets(labels: Array, dims: Sequence[int | None]) -> Array | None:
 
 
 def teacher_losses(
-    student: ir.Model, teacher: ir.Model, said: dict[str, Array], *, temperature: float, weight: float, who: str
+    student: ir.Model,
+    teacher: ir.Model,
+    said: dict[str, Array],
+    *,
+    temperature: float,
+    weight: Weight,
+    who: str,
+    tasks: Mapping[str, Weight],
 ) -> list[Loss]:
     """Return a loss for each output against the teacher's: soft labels for class scores, squared errors otherwise.
 
@@ -171,6 +311,7 @@ def teacher_losses(
         temperature: of soft labels.
         weight: of all of them together.
         who: the pass, for messages.
+        tasks: weights of outputs; what is not named does not count, but where none is all weigh alike.
 
     Raises:
         UserError: the teacher has other outputs.
@@ -182,8 +323,11 @@ def teacher_losses(
     by_name = {value.name: value for value in theirs}
     pairs = [(v, by_name[v.name] if names == {o.name for o in ours} else t) for v, t in zip(ours, theirs, strict=True)]
     losses: list[Loss] = []
-    share = weight / len(pairs)
+    alike = (1 / len(pairs), 1 / len(pairs))
     for value, other in pairs:
+        if tasks and value.name not in tasks:
+            continue
+        share = product(weight, tasks.get(value.name or "", alike))
         end, far = find_end(value), find_end(other)
         if _is_scores(said[other.name or ""], end):
             named: dict[str, Any] = {"output": end.value, "teacher": far.value, "axis": end.axis}
@@ -192,7 +336,8 @@ def teacher_losses(
             losses.append(SoftLabels(**named, temperature=temperature, weight=share))
         else:
             variance = max(float(np.var(said[other.name or ""])), _LEAST_VARIANCE)
-            losses.append(Regression(output=value.name or "", teacher=other.name or "", weight=share / variance))
+            share = product(share, (1 / variance, 1 / variance))
+            losses.append(Regression(output=value.name or "", teacher=other.name or "", weight=share))
     return losses
 
 

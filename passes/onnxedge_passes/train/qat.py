@@ -114,7 +114,7 @@ class Qat(Distill):
         infer_shapes(teacher)
         rounding = Rounding(model, grids, context, learned=self.learned)
         plan = Plan(
-            losses=Distillation(self, teacher, context).losses,
+            objective=Distillation(self, teacher, context).objective,
             teacher=teacher,
             change=rounding.change,
             put=rounding.put,

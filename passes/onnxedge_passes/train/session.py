@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from fnmatch import fnmatchcase
@@ -18,11 +19,12 @@ from onnxedge.api import (
     Context,
     Data,
     Feed,
+    HardLabels,
     History,
     Loop,
     Loss,
-    Regression,
     Result,
+    ScoredTask,
     Teacher,
     TrainingSamples,
     TrainingScore,
@@ -39,10 +41,12 @@ from onnxedge.api import (
 )
 from onnxedge_passes.train.batch import fixed_batch, free_batch
 from onnxedge_passes.train.normalize import Restored, folded, normalized_outputs, restore_normalizations
+from onnxedge_passes.train.objective import LABELS, Head, Kind, Labels, Objective, label_head, read_labels
 from onnxedge_passes.train.prepare_training import PrepareTraining, Trainable
 from onnxedge_passes.train.signal import signal_constants
 from onnxedge_passes.train.training import Training
 from onnxedge_passes.train.weights import put_weights
+from onnxedge_passes.train.zeros import hold_zeros, sparse_weights
 
 _STATISTICS = 512  #: samples that normalizations that come back get their statistics from
 _FEW = 8  #: samples in a batch below which statistics of the batch are none
@@ -50,8 +54,8 @@ _FEW = 8  #: samples in a batch below which statistics of the batch are none
 Change = Callable[[ir.Model, Trainable], Trainable]
 #: Puts trained values into a copy of the model, or into the model itself; returns how many differ.
 Put = Callable[[ir.Model, Mapping[str, Array]], int]
-#: Says what the losses are, once the labels are known; None for labels where there are none.
-Losses = Callable[[ir.Model, Mapping[str, Array], Array | None], tuple[Sequence[Loss], Array | None]]
+#: Says what a model is trained for, once samples and labels are known.
+Aim = Callable[[ir.Model, Mapping[str, Array], Labels], Objective]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +63,7 @@ class Plan:
     """Say what a training differs in.
 
     Attributes:
-        losses: gives the losses for the model with shapes inferred, some rows of samples, and the labels; and the
-            labels as the losses read them.
+        objective: gives the losses for the model with shapes inferred, some rows of samples, and the labels.
         teacher: where losses look up a teacher's values; None without one.
         change: of the prepared fork.
         put: of the values; ``put_weights`` for None. Running statistics come with the weights, adapters do not.
@@ -68,7 +71,7 @@ class Plan:
         verb: for messages, such as "distilled".
     """
 
-    losses: Losses
+    objective: Aim
     teacher: ir.Model | None = None
     change: Change | None = None
     put: Put | None = None
@@ -96,6 +99,7 @@ class _Training:
         self.settings = options.settings(context)
         self.data, self.held, self.chooser = self._parts()
         self.restored: list[Restored] = []
+        self.kept: dict[str, Array] = {}
         self.put: Put = plan.put or put_weights
 
     def _parts(self) -> tuple[Data, Data | None, str]:
@@ -120,20 +124,23 @@ class _Training:
         infer_shapes(fork)
         chooses = (self.held.digest if self.held is not None else "", context.metric)
         trains = (self.data.digest, self.settings.seed, self.settings.threads)
-        key = digest_of(self.model, self.options, self.plan.like, *trains, *chooses)
+        outputs = [value.name for value in fork.graph.outputs]
+        columns = read_labels(self.data, outputs, None)
+        named = [(name, hashlib.sha256(array.tobytes()).hexdigest()) for name, array in columns.items()]
+        key = digest_of(self.model, self.options, self.plan.like, named, *trains, *chooses)
         with run_folder(key) as folder:
             arrays, labels = store_rows(self.data, folder)
             frozen = self._free_batch(fork, arrays)
-            losses, labels = self.plan.losses(fork, arrays, labels)
-            if not losses:
+            objective = self.plan.objective(fork, arrays, columns if labels is None else {"": labels, **columns})
+            if not objective.losses:
                 return Result()
             if not frozen:
                 self._restore(fork, arrays)
-            trainable = self._prepare(fork, losses, frozen)
+            trainable = self._prepare(fork, objective.losses, frozen)
             if not trainable.weights:
                 context.note(None, f"left alone: nothing can be {self.plan.verb}")
                 return Result(figures={"weights": 0})
-            return self._train(fork, losses, trainable, arrays, labels, folder)
+            return self._train(fork, objective, trainable, arrays, folder)
 
     def _free_batch(self, fork: ir.Model, arrays: Mapping[str, Array]) -> bool:
         """Free the batch; return whether statistics of batches are to be frozen."""
@@ -174,7 +181,14 @@ class _Training:
             self.context.note(fixed[0], f"{len(fixed)} constants that take a spectrum of the input are not trained")
         spared = tuple(name for name in trainable.spared if name in weights)
         trainable = replace(trainable, weights=weights, spared=spared)
-        return self.plan.change(fork, trainable) if self.plan.change is not None else trainable
+        masks = sparse_weights(fork.graph, weights) if self.options.zeros == "keep" else {}
+        self.kept = {weights[name]: mask for name, mask in masks.items()}
+        if masks:
+            self.context.note(next(iter(self.kept)), f"the zeros of {len(masks)} sparse weights stay (zeros=keep)")
+        if self.plan.change is not None:
+            trainable = self.plan.change(fork, trainable)
+        hold_zeros(fork.graph, masks)
+        return trainable
 
     def _unfrozen(self, weights: Mapping[str, str]) -> dict[str, str]:
         """Return the weights that the user does not want to stay as they are."""
@@ -186,14 +200,13 @@ class _Training:
     def _train(
         self,
         fork: ir.Model,
-        losses: Sequence[Loss],
+        objective: Objective,
         trainable: Trainable,
         arrays: Mapping[str, Array],
-        labels: Array | None,
         folder: Path,
     ) -> Result:
         context, options = self.context, self.options
-        composed = compose(fork, losses, teacher=self.plan.teacher, seed=self.settings.seed)
+        composed = compose(fork, objective.losses, teacher=self.plan.teacher, seed=self.settings.seed)
         teacher = None
         if composed.teachers and self.plan.teacher is not None:
             teacher = Teacher(
@@ -203,7 +216,7 @@ class _Training:
                 threads=context.threads,
                 progress=context.progress,
             )
-        columns = dict.fromkeys(composed.columns, labels) if labels is not None else {}
+        columns = {head.column: head.labels for head in objective.heads if head.column in composed.columns}
         samples = TrainingSamples(
             self.data.inputs,
             arrays,
@@ -214,7 +227,7 @@ class _Training:
             self.settings.seed,
         )
         self._before = {name: _held(fork, name) for entry in self.restored for name in astuple(entry)}
-        choice = self._choice(losses)
+        choice = self._choice(fork, objective.heads)
         loop = Loop(patience=options.patience, evaluate=self._scored(choice, trainable) if choice is not None else None)
         values, history = train_loop(
             composed,
@@ -232,8 +245,7 @@ class _Training:
         )
         return self._finish(self._own(values, trainable), history, trainable)
 
-    def _choice(self, losses: Sequence[Loss]) -> Choice | None:
-        numbers = [loss.output for loss in losses if isinstance(loss, Regression) and not loss.teacher]
+    def _choice(self, fork: ir.Model, heads: Sequence[Head]) -> Choice | None:
         if self.held is None:
             return None
         teacher = self.plan.teacher
@@ -243,12 +255,27 @@ class _Training:
             metric=self.context.metric,
             reference=reference,
             threads=self.context.threads,
-            targets=next(iter(numbers), ""),
+            tasks=self._tasks(fork, heads, self.held),
         )
         if choice.is_possible:
             return choice
         self.chooser = "nothing: no labels, no teacher; the last epoch is taken"
         return None
+
+    def _tasks(self, fork: ir.Model, heads: Sequence[Head], held: Data) -> list[ScoredTask]:
+        """Return how the outputs that have labels are scored; none for classes that the metric scores."""
+        if len(heads) == 1 and heads[0].column == LABELS and isinstance(heads[0].loss, HardLabels):
+            return []
+        tasks: list[ScoredTask] = []
+        for head in heads:
+            labels = held.column(head.output) if head.column != LABELS else held.labels()
+            if labels is None:
+                self.context.note(head.output, f"does not count where the epoch is chosen: {held.source} has no labels")
+                continue
+            kind: Kind = "classes" if isinstance(head.loss, HardLabels) else "values"
+            own = label_head(fork, labels, self.options.name, output=head.output, kind=kind)
+            tasks.append(ScoredTask(head.output, own.labels, own.axis if kind == "classes" else None))
+        return tasks
 
     def _scored(self, choice: Choice, trainable: Trainable) -> Callable[[Mapping[str, Array]], TrainingScore]:
         def score(values: Mapping[str, Array]) -> TrainingScore:
@@ -267,7 +294,8 @@ class _Training:
         inside = {name for entry in self.restored for name in astuple(entry)[2:]}
         extra = {name: name for entry in self.restored for name in (entry.weight, entry.bias)}
         known = {name: own for name, own in {**known, **extra}.items() if name not in inside}
-        return {known[name]: array for name, array in made.items() if name in known}
+        own = {known[name]: array for name, array in made.items() if name in known}
+        return {name: array * self.kept[name] if name in self.kept else array for name, array in own.items()}
 
     def _finish(self, values: Mapping[str, Array], history: History, trainable: Trainable) -> Result:
         figures = self._figures(history, trainable)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import onnx_ir as ir
 
@@ -22,6 +22,7 @@ from onnxedge.api import (
     infer_shapes,
     refresh_scopes,
 )
+from onnxedge_passes.train.objective import Head, Labels, Weight, find_heads, float_outputs, read_labels, read_tasks
 from onnxedge_passes.train.prepare_training import PrepareTraining
 
 
@@ -44,11 +45,16 @@ class Training(Pass):
     accumulate: int = 1  #: batches whose gradients make one step
     augment: tuple[str, ...] = ()  #: flip, crop:4, scale:0.1, noise:0.1, shift:0.1, or module:function; in this order
     views: int = 16  #: different views of the data that augmentation makes, in turns; 0 for a new one each epoch
+    output: str = ""  #: name of the output that labels without a name are for; the first that they fit
+    tasks: tuple[
+        str, ...
+    ] = ()  #: outputs that count, as `age`, `age=0.5` or `age=1:0.2` (first step:last); all for none
     freeze: tuple[str, ...] = ()  #: patterns of names of weights that stay as they are, such as `[stem*]`
+    zeros: Literal["keep", "train"] = "keep"  #: of weights that are sparse, a tenth or more of them exactly 0
     batchnorm: Literal["live", "frozen"] = "live"  #: normalise by the batch while training, or by running statistics
     select: Literal["eval", "held-out", "last"] = "eval"  #: what chooses the epoch: --eval, part of --train, or nothing
     held_out: float = 0.1  #: 0..1, share of the training samples that chooses where --eval does not
-    patience: int = 10  #: epochs without a better result after which training ends; 0 to go on
+    patience: int = 0  #: epochs without a better result after which training ends; 0 to go on
     engine: Literal["auto", "ort-training", "ort"] = "auto"  #: what computes gradients
 
     def settings(self, context: Context) -> TrainingSettings:
@@ -75,6 +81,7 @@ class Training(Pass):
     def requires(self, model: ir.Model, context: Context) -> None:
         """Check options, data and engine, and name the nodes that nothing can be trained before."""
         self.settings(context)
+        self.weights_of_tasks(model)
         if not 0 < self.held_out < 1:
             raise UserError(f"{self.name}: held_out={self.held_out:g} is not a share above 0 and below 1")
         for option in ("views", "patience"):
@@ -103,6 +110,19 @@ class Training(Pass):
         if context.train is None:
             raise UserError(f"{self.name}: needs samples to train on; give --train DATA")
         return context.train
+
+    def has_labels(self, model: ir.Model, data: Data) -> bool:
+        """Tell whether samples have labels, or an array with the name of an output."""
+        return data.has_labels or bool(read_labels(data.slice(0, 1), [v.name for v in float_outputs(model)], None))
+
+    def weights_of_tasks(self, model: ir.Model) -> dict[str, Weight]:
+        """Return the weights of the outputs that count; empty for all."""
+        return read_tasks(self.tasks, model, self.name)
+
+    def heads(self, model: ir.Model, labels: Labels, **options: Any) -> list[Head]:
+        """Return the outputs that are trained on labels; options as :func:`find_heads` takes them."""
+        tasks = self.weights_of_tasks(model)
+        return find_heads(model, labels, self.name, tasks=tasks, output=self.output, **options)
 
     def shortened(self, share: float) -> Pass:
         """Return the pass with a share of its epochs, one at least, and of its minutes."""

@@ -13,7 +13,7 @@ import pytest
 from onnxedge_passes.train.batch import free_batch
 from onnxedge_passes.train.finetune import Finetune
 from onnxedge_passes.train.normalize import folded, normalized_outputs, restore_normalizations
-from onnxedge_passes.train.objective import find_end, label_losses, teacher_losses
+from onnxedge_passes.train.objective import find_end, label_head, teacher_losses
 from students import CONVOLUTIONS, labelled, parsed, run, weights, written
 
 import onnxedge
@@ -225,12 +225,12 @@ ONE = "g (float[N, 1] x) => (float[N, 1] y) { y = Neg(x) }"
 def test_labels(text: str, labels: Array, kind: type[Loss], output: str, read: tuple[int, ...] | None) -> None:
     if read is None:
         with pytest.raises(UserError, match="no label is 0 or more"):
-            label_losses(shaped(text), labels, "finetune")
+            label_head(shaped(text), labels, "finetune")
         return
-    loss, made = label_losses(shaped(text), labels, "finetune")
-    assert (type(loss), loss.output) == (kind, output)
-    assert made.shape == read
-    assert made.dtype == (np.int64 if kind is HardLabels else np.float32)
+    head = label_head(shaped(text), labels, "finetune")
+    assert (type(head.loss), head.loss.output) == (kind, output)
+    assert head.labels.shape == read
+    assert head.labels.dtype == (np.int64 if kind is HardLabels else np.float32)
 
 
 @pytest.mark.parametrize(
@@ -246,24 +246,25 @@ def test_labels(text: str, labels: Array, kind: type[Loss], output: str, read: t
 )
 def test_labels_that_do_not_fit(text: str, labels: Array, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        label_losses(shaped(text), labels, "finetune", **options)
+        label_head(shaped(text), labels, "finetune", **options)
 
 
 def test_losses_against_a_teacher() -> None:
     student, teacher = shaped(SOFTMAX), shaped(SOFTMAX.replace("s =", "t =").replace("(s)", "(t)"))
     said = {"y": np.full((4, 5), 0.2, np.float32)}
-    (loss,) = teacher_losses(student, teacher, said, temperature=4, weight=0.9, who="distill")
+    how: dict[str, Any] = {"temperature": 4, "weight": (0.9, 0.5), "who": "distill", "tasks": {}}
+    (loss,) = teacher_losses(student, teacher, said, **how)
     assert isinstance(loss, SoftLabels)
-    assert (loss.output, loss.teacher, loss.temperature, loss.weight) == ("s", "t", 4, 0.9)
-    (loss,) = teacher_losses(shaped(LOGITS), shaped(LOGITS), said, temperature=4, weight=1, who="distill")
+    assert (loss.output, loss.teacher, loss.temperature, loss.weight) == ("s", "t", 4, (0.9, 0.5))
+    (loss,) = teacher_losses(shaped(LOGITS), shaped(LOGITS), said, **how)
     assert (loss.output, type(loss)) == ("y", SoftLabels)
     boxes = {"y": np.random.default_rng(0).standard_normal((6, 5, 4, 3)).astype(np.float32) * 3}
-    (loss,) = teacher_losses(shaped(MAP), shaped(MAP), boxes, temperature=4, weight=1, who="distill")
+    (loss,) = teacher_losses(shaped(MAP), shaped(MAP), boxes, **how)
     assert isinstance(loss, Regression)
-    assert loss.weight == pytest.approx(1 / boxes["y"].var())
+    assert loss.weight == pytest.approx((0.9 / boxes["y"].var(), 0.5 / boxes["y"].var()))
     two = shaped("g (float[N, 5] x) => (float[N, 5] y, float[N, 5] z) { y = Neg(x) z = Abs(x) }")
     with pytest.raises(UserError, match="the student has 1 outputs of float32, the teacher 2"):
-        teacher_losses(student, two, said, temperature=4, weight=1, who="distill")
+        teacher_losses(student, two, said, **how)
 
 
 def test_a_softmax_that_is_not_the_end_is_no_end() -> None:
