@@ -31,6 +31,7 @@ from onnxedge.comparison import compare
 
 ZOO = Path(os.environ.get("ONNXEDGE_ZOO", Path(__file__).resolve().parents[2] / "shared" / "zoo"))
 IMAGENET = "scale=1/255,mean=0.485:0.456:0.406,std=0.229:0.224:0.225,layout=NCHW"
+REPAIR = "least-squares"
 WAYS = ("pruned", "finetune", "distill")
 
 
@@ -58,13 +59,13 @@ CASES = {
 }
 
 
-def pruned_model(case: Case, macs: float, folder: Path) -> Path:
+def pruned_model(case: Case, macs: float, repair: str, folder: Path) -> Path:
     """Return the pruned model, made where it is not there."""
-    file = folder / f"{case.file}-{macs:g}.onnx"
+    file = folder / f"{case.file}-{macs:g}{'' if repair == REPAIR else f'-{repair}'}.onnx"
     if not file.exists():
         onnxedge.optimize(
             ZOO / "models" / f"{case.file}.onnx",
-            f"prune(macs={macs:g})",
+            f"prune(macs={macs:g},repair={repair})",
             train=ZOO / "data" / f"{case.train}.npz",  # calibrates without the tenth that chooses an epoch later
             preprocess=case.preprocess,
             output=file,
@@ -125,11 +126,13 @@ def jobs(arguments: argparse.Namespace) -> Iterator[tuple[str, int]]:
 def result(case: Case, way: str, seed: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return the result of a job, from the cache where it is there."""
     training = (arguments.epochs, arguments.minutes, arguments.select, arguments.plain, arguments.options)
-    decides = (case, way, seed, arguments.macs, arguments.threads, () if way == "pruned" else training)
+    more = () if arguments.repair == REPAIR else (arguments.repair,)
+    decides = (case, way, seed, arguments.macs, arguments.threads, () if way == "pruned" else training, *more)
     file = folder / f"{hashlib.sha256(repr(decides).encode()).hexdigest()[:16]}.json"
     if file.exists():
         return dict(json.loads(file.read_text()))
-    start, pruned, made = time.monotonic(), pruned_model(case, arguments.macs, folder), folder / f"{file.stem}.onnx"
+    start, made = time.monotonic(), folder / f"{file.stem}.onnx"
+    pruned = pruned_model(case, arguments.macs, arguments.repair, folder)
     told: dict[str, Any] = {"status": "applied", "figures": {}}
     if way != "pruned":
         told = trained(case, way, seed, arguments, pruned, made)
@@ -156,6 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=CASES, default="resnet56")
     parser.add_argument("--macs", type=float, default=0.3, help="share of the MACs that is kept")
+    parser.add_argument("--repair", choices=[REPAIR, "block"], default=REPAIR, help="how pruning mends what it cuts")
     parser.add_argument("--minutes", type=float, default=25.0, help="for each training; 0 for any")
     parser.add_argument("--epochs", type=int, default=60, help="at most")
     parser.add_argument("--seeds", type=int, default=3)
