@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxedge.api import Array, CannotRun, Session, forked, graphs_of, infer_shapes, model_inputs
+from onnxedge.api import (
+    Array,
+    CannotRun,
+    Session,
+    constant,
+    forked,
+    graph_of,
+    graphs_of,
+    infer_shapes,
+    insert_before,
+    is_standard,
+    model_inputs,
+    new_initializer,
+    static_shape,
+)
 
 _TOLERANCE = 1e-3  #: of the largest output, between a batch and its samples one by one
 
@@ -52,6 +66,18 @@ def free_batch(model: ir.Model, rows: Mapping[str, Array], threads: int) -> bool
 
 
 def _free(model: ir.Model, size: int) -> None:
+    """Let axis 0 of inputs and outputs be free, and with it what has the size in it: shapes, tokens of a class."""
+    fed = {value for value in model.graph.inputs if not value.is_initializer()}
+    for node in list(model.graph):
+        if not fed.intersection(node.inputs):
+            continue
+        fed.update(node.outputs)
+        if not is_standard(node):
+            continue
+        if node.op_type in ("Reshape", "Expand"):
+            _free_shape(node, size)
+        elif node.op_type == "Concat" and size == 1:
+            _repeat_constants(node, fed)
     for value in model.graph.inputs:
         if value.shape is not None and len(value.shape) and not value.is_initializer():
             value.shape = ir.Shape(["N", *list(value.shape)[1:]])
@@ -64,3 +90,32 @@ def _free(model: ir.Model, size: int) -> None:
             for value in node.outputs:
                 if value not in outputs:
                     value.shape = None
+
+
+def _free_shape(node: ir.Node, size: int) -> None:
+    """Let the first axis of what a shape makes be what is left, or what it was."""
+    dims, whole = constant(node.inputs[1]), static_shape(node.outputs[0])
+    if dims is None or not whole or whole[0] % size:
+        return
+    first = -1 if node.op_type == "Reshape" else 1
+    shape = np.array([first, *whole[1:]], np.int64)
+    if not np.array_equal(shape, dims):
+        node.replace_input_with(1, new_initializer(graph_of(node), shape, f"{node.outputs[0].name}.shape"))
+
+
+def _repeat_constants(node: ir.Node, fed: Set[ir.Value]) -> None:
+    """Repeat constants, such as the token of a class, for each sample that they are put beside."""
+    like = next(value for value in node.inputs if value in fed)
+    for index, value in enumerate(node.inputs):
+        shape = static_shape(value)
+        if value is None or value in fed or not shape or shape[0] != 1 or not node.attributes.get_int("axis", 0):
+            continue
+        graph, one = graph_of(node), np.array([0], np.int64)
+        count = insert_before(node, "Gather", [insert_before(node, "Shape", [like]).outputs[0], _held(graph, one)])
+        rest = _held(graph, np.array(shape[1:], np.int64))
+        whole = insert_before(node, "Concat", [count.outputs[0], rest], attributes={"axis": 0})
+        node.replace_input_with(index, insert_before(node, "Expand", [value, whole.outputs[0]]).outputs[0])
+
+
+def _held(graph: ir.Graph, array: Array) -> ir.Value:
+    return new_initializer(graph, array, "batch")

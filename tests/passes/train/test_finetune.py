@@ -279,7 +279,12 @@ def test_a_softmax_that_is_not_the_end_is_no_end() -> None:
     ("text", "is_free"),
     [
         ("g (float[1, 4] x) => (float[1, 4] y) { y = Neg(x) }", True),
-        ("g (float[1, 4] x) => (float[1, 4] y) <int64[2] s = {1, 4}> { z = Neg(x) y = Reshape(z, s) }", False),
+        ("g (float[1, 4] x) => (float[1, 4] y) <int64[2] s = {1, 4}> { z = Neg(x) y = Reshape(z, s) }", True),
+        (
+            "g (float[1, 4] x) => (float[1, 4] y) <int64[2] s = {4, 1}> {"
+            " t = Reshape(x, s) r = Transpose<perm = [1, 0]>(t) y = Neg(r) }",
+            False,
+        ),
         ("g (float[2, 4] x) => (float[2, 4] y) <int64[1] a = {0}> { m = ReduceSum(x, a) y = Add(x, m) }", False),
         ("g (float[N, 4] x) => (float[N, 4] y) { y = Neg(x) }", True),
     ],
@@ -293,6 +298,18 @@ def test_a_batch_is_freed_where_that_changes_nothing(text: str, is_free: bool) -
         np.testing.assert_array_equal(run(model, rows["x"]), -rows["x"])
     else:
         assert str(model.graph.inputs[0].shape) == before
+
+
+def test_a_token_is_repeated_for_each_sample_of_a_batch() -> None:
+    model = shaped(
+        "g (float[1, 8] x) => (float[1, 4] y) <float[1, 1, 4] token = {1, 2, 3, 4}, int64[3] places = {1, 2, 4},"
+        " int64[3] wide = {1, 3, 4}, int64[1] axis = {1}> {"
+        " a = Reshape(x, places) b = Concat<axis=1>(token, a) c = Expand(b, wide) y = ReduceSum<keepdims=0>(c, axis) }"
+    )
+    x = np.random.default_rng(0).standard_normal((9, 8)).astype(np.float32)
+    assert free_batch(model, {"x": x}, 1)
+    sums = x.reshape(9, 2, 4).sum(1)
+    np.testing.assert_allclose(run(model, x), sums + np.arange(1, 5), rtol=1e-5)
 
 
 # normalizations
