@@ -1,8 +1,9 @@
-"""What the tests of rewriting passes share: ONNX text before and after, and equal outputs in ONNX Runtime."""
+"""What the tests of passes share: ONNX text before and after, equal outputs in ONNX Runtime, engines of training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ import pytest
 
 from onnxedge.api import Array, Context, Pass, Result, Session, constant_tensor, refresh_scopes, to_proto
 from onnxedge.target import load_packaged_target
+from onnxedge.training.overlay import find_environment
 from onnxedge.verify import infer_shapes
+
+_TRAINING_PACKAGE = find_environment()
 
 
 def parse(text: str, opset: int = 17, ir_version: int = 8) -> ir.Model:
@@ -158,3 +162,21 @@ def rewritten() -> Callable[..., tuple[ir.Model, list[str]]]:
 def applied() -> Callable[[Pass, ir.Model, str], tuple[Result, list[str]]]:
     """Return :func:`apply`: run a pass on a model in place, with its result and the reasons it gave."""
     return apply
+
+
+@pytest.fixture
+def training_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep runs and teachers apart, and take the engine that is always there."""
+    monkeypatch.delenv("ONNXEDGE_TRAINING", raising=False)
+    monkeypatch.setenv("ONNXEDGE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(params=["ort", "ort-training"])
+def engine(request: pytest.FixtureRequest, training_cache: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of an engine, each in turn; skip the package's where it is not installed."""
+    name = str(request.param)
+    if name == "ort-training":
+        if _TRAINING_PACKAGE is None:
+            pytest.skip("needs onnxruntime-training: run `onnxedge training install`")
+        monkeypatch.setenv("ONNXEDGE_TRAINING", str(_TRAINING_PACKAGE.overlay))
+    return name

@@ -17,14 +17,8 @@ from onnxedge.api import UserError
 from onnxedge.passes import in_turns
 from onnxedge.pipeline import format_pipeline
 
-pytestmark = pytest.mark.usefixtures("untimed")
+pytestmark = pytest.mark.usefixtures("untimed", "training_cache")
 WIDER = CONVOLUTIONS.replace("12", "20")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ONNXEDGE_TRAINING", raising=False)  # the engine that is always there
-    monkeypatch.setenv("ONNXEDGE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -33,16 +33,8 @@ from onnxedge.api import (
 )
 from onnxedge.target import load_packaged_target
 from onnxedge.training import loop
-from onnxedge.training.overlay import find_environment
 
-PACKAGE = find_environment()
-pytestmark = pytest.mark.usefixtures("untimed")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ONNXEDGE_TRAINING", raising=False)  # the engine that is always there
-    monkeypatch.setenv("ONNXEDGE_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("untimed", "training_cache")
 
 
 @pytest.fixture
@@ -68,14 +60,7 @@ def optimize(task: Mapping[str, Any], passes: str, **options: Any) -> Any:
     return onnxedge.optimize(task["model"], passes, **{**given, "max_drop": 1.0, **options})
 
 
-@pytest.mark.parametrize("engine", ["ort", "ort-training"])
-def test_labels_are_learned_and_the_graph_stays(
-    engine: str, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if engine == "ort-training":
-        if PACKAGE is None:
-            pytest.skip("needs onnxruntime-training: run `onnxedge training install`")
-        monkeypatch.setenv("ONNXEDGE_TRAINING", str(PACKAGE.overlay))
+def test_labels_are_learned_and_the_graph_stays(engine: str, task: dict[str, Any]) -> None:
     report = optimize(task, f"finetune(epochs=6,batch=32,lr=0.02,engine={engine})").report
     (record,) = report.passes
     assert record.status == "applied", record

@@ -14,7 +14,7 @@ from students import weights as weights_of
 import onnxedge
 from onnxedge.api import Array, UserError
 
-pytestmark = pytest.mark.usefixtures("untimed")
+pytestmark = pytest.mark.usefixtures("untimed", "training_cache")
 
 PRODUCTS = """g (float[N, 48] x) => (float[N, 4] y)
     <float[48, 96] first, float[96] first_bias, float[96, 64] second, float[64] second_bias, float[64, 4] head> {
@@ -22,12 +22,6 @@ PRODUCTS = """g (float[N, 48] x) => (float[N, 4] y)
         c = MatMul(a2, second) c1 = Add(c, second_bias) c2 = Relu(c1)
         y = MatMul(c2, head)
     }"""
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ONNXEDGE_TRAINING", raising=False)  # the engine that is always there
-    monkeypatch.setenv("ONNXEDGE_CACHE", str(tmp_path / "cache"))
 
 
 def task_of(text: str, folder: Path) -> dict[str, Any]:

@@ -12,11 +12,9 @@ from students import CONVOLUTIONS, labelled, parsed, run, weights, written
 import onnxedge
 from onnxedge.api import Choice, InputSpec, OnnxEdgeError, Regression, ScoredTask, Session, compose, open_data
 from onnxedge.training.engine import train
-from onnxedge.training.overlay import find_environment
 from onnxedge.training.settings import Settings
 
-PACKAGE = find_environment()
-pytestmark = pytest.mark.usefixtures("untimed")
+pytestmark = pytest.mark.usefixtures("untimed", "training_cache")
 HEADS = """g (float[N, 6] x) => (float[N, 3] kind, float[N, 1] size)
     <float[6, 16] body, float[16, 3] head_kind, float[16, 1] head_size> {
         h = MatMul(x, body)
@@ -24,12 +22,6 @@ HEADS = """g (float[N, 6] x) => (float[N, 3] kind, float[N, 1] size)
         kind = MatMul(r, head_kind)
         size = MatMul(r, head_size)
     }"""
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ONNXEDGE_TRAINING", raising=False)  # the engine that is always there
-    monkeypatch.setenv("ONNXEDGE_CACHE", str(tmp_path / "cache"))
 
 
 def samples(path: Path, count: int, seed: int, **names: str) -> Path:
@@ -168,14 +160,7 @@ def test_columns_of_data(tmp_path: Path) -> None:
         open_data({"x": x, "age": age[:4]}, inputs).column("age")
 
 
-@pytest.mark.parametrize("engine", ["ort", "ort-training"])
-def test_zeros_stay_while_a_sparse_model_is_trained(
-    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if engine == "ort-training":
-        if PACKAGE is None:
-            pytest.skip("needs onnxruntime-training: run `onnxedge training install`")
-        monkeypatch.setenv("ONNXEDGE_TRAINING", str(PACKAGE.overlay))
+def test_zeros_stay_while_a_sparse_model_is_trained(engine: str, tmp_path: Path) -> None:
     teacher = parsed(CONVOLUTIONS)
     task = {
         "model": written(teacher, tmp_path / "model.onnx"),
