@@ -89,7 +89,7 @@ from onnxedge.runtime import (
     optimized_graph,
 )
 from onnxedge.target import KernelCost, Quantization, Target
-from onnxedge.training.augment import Augmentation
+from onnxedge.training.augment import AUTO, SAFE, Augmentation, try_steps
 from onnxedge.training.choice import Choice
 from onnxedge.training.choice import Score as TrainingScore
 from onnxedge.training.choice import Task as ScoredTask
@@ -105,8 +105,10 @@ from onnxedge.training.teacher import Teacher, matched_inputs
 from onnxedge.verify import infer_shapes
 
 __all__ = [
+    "AUTO",
     "GRADIENT_OPSET",
     "OPERATORS",
+    "SAFE",
     "Accuracy",
     "Array",
     "Augmentation",
@@ -238,6 +240,7 @@ __all__ = [
     "to_proto",
     "train",
     "train_loop",
+    "try_steps",
     "unique_name",
     "unique_node_name",
     "unordered",

@@ -60,7 +60,8 @@ _OF_THE_TRAINING = (
         "--augment",
         multiple=True,
         metavar="STEP",
-        help="Change samples at random: flip, crop:4, scale:0.1, noise:0.1, shift:0.1, module:function; in this order.",
+        help="Change samples at random: flip, crop:4, scale:0.1, noise:0.1, shift:0.1, module:function; in this order."
+        "  [default: auto]",
     ),
     click.option(
         "--option",

@@ -11,13 +11,18 @@ import numpy as np
 
 from onnxedge.data.sources import import_user_module
 from onnxedge.errors import UserError, did_you_mean, first_line
+from onnxedge.metrics import agrees, classification_output
 from onnxedge.model.graph import Array
 from onnxedge.runtime import InputSpec
 
 Rng = np.random.Generator
 Change = Callable[[Array, float, Rng], Array]
 _CHUNK = 256  #: samples that are changed at a time
-_SHOWN = "flip, crop:PIXELS, scale:SHARE, noise:SHARE, shift:SHARE, module:function or file.py:function"
+AUTO = "auto"  #: stands for the usual steps that change no answer, see :func:`try_steps`
+SAFE = 0.9  #: share of samples whose class must stay with a step
+_LEAST_SIDE, _LEAST_LENGTH = 16, 256  #: of images and series that have usual steps
+_ASKED = 128  #: samples that tell whether a step is safe
+_SHOWN = "auto, flip, crop:PIXELS, scale:SHARE, noise:SHARE, shift:SHARE, module:function or file.py:function"
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,13 @@ class Augmentation:
         sample's deviation. ``shift:s``: moved along the longest axis by up to s of it, zeros move in. A function is
         called with a dict of arrays [n, ...] by input name and a generator, and returns such a dict.
 
+        ``auto`` is left out: what stands for it depends on the samples.
+
         Raises:
             UserError: there is no such step, or its amount is out of range; a function cannot be imported.
         """
         functions = []
+        steps = [text for text in steps if text != AUTO]
         for text in steps:
             name, colon, amount = text.partition(":")
             if name in _BUILT_IN:
@@ -124,6 +132,43 @@ class Augmentation:
                 changed = _BUILT_IN[name].change(chunk[target.name], float(amount or 0), rng)
                 chunk = {**chunk, target.name: changed.astype(np.float32, copy=False)}
         return chunk
+
+
+def try_steps(
+    answers: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+    arrays: Mapping[str, Array],
+    inputs: Sequence[InputSpec],
+) -> dict[str, float]:
+    """Return the share of samples, 0..1, whose class stays with each usual step.
+
+    For images from 16 pixels on those are ``flip`` and a ``crop`` of an eighth, for series from 256 values on ``shift``
+    by a tenth; none where no output is class scores.
+
+    Args:
+        answers: gives the outputs of a model that is good, by name, for a batch.
+        arrays: samples by input name, [S, ...].
+        inputs: of the model.
+    """
+    asked = {name: np.asarray(array[:_ASKED]) for name, array in arrays.items()}
+    wanted = answers(asked)
+    scores = classification_output(wanted)
+    if scores is None:
+        return {}
+    views = {text: Augmentation.parse([text]).apply(asked, inputs, (0,)) for text in _usual(inputs)}
+    return {text: float(agrees(wanted[scores], answers(view)[scores]).mean()) for text, view in views.items()}
+
+
+def _usual(inputs: Sequence[InputSpec]) -> list[str]:
+    """Return the steps that are tried for the input that is augmented."""
+    target = _target(inputs)
+    sizes = [size for size in target.shape[1:] if isinstance(size, int)] if target is not None else []
+    if target is None or len(sizes) != len(target.shape) - 1:
+        return []
+    if len(sizes) == 3:
+        width = _width_axis([0, *sizes])
+        side = min(sizes[width - 2 : width])
+        return ["flip", f"crop:{side // 8}"] if side >= _LEAST_SIDE else []
+    return ["shift:0.1"] if max(sizes) >= _LEAST_LENGTH and len(sizes) < 3 else []
 
 
 def _empty(like: Array, folder: Path | None, index: int) -> Array:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from onnxedge.api import Array, Augmentation, InputSpec, UserError
+from onnxedge.api import SAFE, Array, Augmentation, InputSpec, UserError, try_steps
 
 IMAGES = (InputSpec("x", "float32", ("N", 3, 6, 5)), InputSpec("size", "int64", ("N", 1)))
 CLIPS = (InputSpec("audio", "float32", ("N", 40)),)
@@ -144,3 +145,38 @@ def test_a_view_on_disk_is_the_one_in_memory_and_the_one_before_stays_readable(t
         assert isinstance(found["x"], np.memmap)
         np.testing.assert_array_equal(found["x"], made.apply(arrays, IMAGES, (1, number))["x"])
         np.testing.assert_array_equal(found["size"], arrays["size"])
+
+
+def test_usual_steps_are_tried_on_a_model_that_is_good() -> None:
+    inputs = (InputSpec("x", "float32", ("N", 3, 16, 16)),)
+    x = np.random.default_rng(0).standard_normal((60, 3, 16, 16)).astype(np.float32)
+
+    def bright(feed: Mapping[str, Array]) -> dict[str, Array]:
+        return {"y": np.abs(feed["x"]).mean((2, 3))}  # whatever the side
+
+    def left(feed: Mapping[str, Array]) -> dict[str, Array]:
+        half = feed["x"].mean(1)
+        return {"y": np.stack([half[:, :, :8].mean((1, 2)), half[:, :, 8:].mean((1, 2))], 1)}
+
+    assert try_steps(bright, {"x": x}, inputs)["flip"] == 1
+    tried = try_steps(left, {"x": x}, inputs)
+    assert list(tried) == ["flip", "crop:2"]
+    assert 0.3 < tried["flip"] < 0.7 < SAFE
+    assert try_steps(lambda feed: {"y": feed["x"]}, {"x": x}, inputs) == {}, "no class scores"
+
+
+@pytest.mark.parametrize(
+    ("shape", "steps"),
+    [
+        (("N", 3, 8, 8), []),
+        (("N", 32, 24, 1), ["flip", "crop:3"]),
+        (("N", 16000), ["shift:0.1"]),
+        (("N", 100), []),
+        (("N", 3, "H", "W"), []),
+    ],
+)
+def test_what_is_usual_depends_on_the_shape(shape: tuple[int | str, ...], steps: list[str]) -> None:
+    sizes = [size if isinstance(size, int) else 20 for size in shape]
+    x = np.random.default_rng(0).standard_normal((4, *sizes[1:])).astype(np.float32)
+    tried = try_steps(lambda _: {"y": np.eye(4)}, {"x": x}, (InputSpec("x", "float32", shape),))
+    assert tried == dict.fromkeys(steps, 1.0)

@@ -13,6 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxedge.api import (
+    AUTO,
+    SAFE,
     Array,
     Augmentation,
     Choice,
@@ -38,6 +40,7 @@ from onnxedge.api import (
     run_folder,
     store_rows,
     train_loop,
+    try_steps,
 )
 from onnxedge_passes.train.batch import fixed_batch, free_batch
 from onnxedge_passes.train.normalize import Restored, folded, normalized_outputs, restore_normalizations
@@ -222,7 +225,7 @@ class _Training:
             arrays,
             columns,
             self.data.digest,
-            Augmentation.parse(options.augment),
+            self._augmentation(arrays),
             options.views,
             self.settings.seed,
         )
@@ -244,6 +247,23 @@ class _Training:
             engine=options.engine,
         )
         return self._finish(self._own(values, trainable), history, trainable)
+
+    def _augmentation(self, arrays: Mapping[str, Array]) -> Augmentation:
+        """Return the steps; for ``auto`` those that change no answer of the teacher, or of the model that was first."""
+        steps = list(self.options.augment)
+        if AUTO not in steps:
+            return Augmentation.parse(steps)
+        model = self.plan.teacher if self.plan.teacher is not None else self.context.original
+        names = [value.name or "" for value in model.graph.outputs]
+        tried: dict[str, float] = {}
+        if len(model_inputs(model)) == len(arrays):
+            teacher = Teacher(model, names, list(arrays), threads=self.context.threads)
+            tried = try_steps(teacher.answers, arrays, self.data.inputs)
+        for text, share in tried.items():
+            verdict = "taken" if share >= SAFE else "left out"
+            self.context.note(None, f"augment=auto: {text} {verdict}: {100 * share:.0f} % of samples keep their class")
+        at, taken = steps.index(AUTO), [text for text, share in tried.items() if share >= SAFE]
+        return Augmentation.parse([*steps[:at], *taken, *steps[at + 1 :]])
 
     def _choice(self, fork: ir.Model, heads: Sequence[Head]) -> Choice | None:
         if self.held is None:

@@ -38,6 +38,19 @@ def optimize(task: Mapping[str, Any], passes: str, *keys: str, **options: Any) -
     return onnxedge.optimize(task["model"], passes, output=task["output"], **{"max_drop": 1.0, **given, **options})
 
 
+def test_samples_are_changed_where_the_teacher_answers_as_before(tmp_path: Path) -> None:
+    teacher = parsed(CONVOLUTIONS.replace("8, 8] x", "16, 16] x"))
+    train = labelled(teacher, tmp_path / "train.npz", 96, labels=False)
+    student = parsed(CONVOLUTIONS.replace("8, 8] x", "16, 16] x"), seed=4)
+    given = {"train": train, "measure": False, "max_drop": 1.0}
+    file = written(teacher, tmp_path / "teacher.onnx")
+    report = onnxedge.optimize(student, f'distill(teacher="{file}",epochs=1)', **given).report
+    reasons = [note.reason for note in report.notes if note.reason.startswith("augment=auto")]
+    assert [reason.split()[1] for reason in reasons] == ["flip", "crop:2"]
+    report = onnxedge.optimize(student, f'distill(teacher="{file}",epochs=1,augment=[])', **given).report
+    assert not any("augment" in note.reason for note in report.notes)
+
+
 def test_a_pruned_model_learns_from_the_model_that_it_was(task: dict[str, Any]) -> None:
     x = np.load(task["eval"])["x"]
     cut = "prune(ratio=0.5,repair=none,importance=random)"
