@@ -24,7 +24,7 @@ def never_worse(
         final = stages[-1]
         fidelity, speed = judge.fidelity(final.model), judge.speed(final.model)
         size = size_of(final, before)
-        strays = "" if _has_student(stages, steps) else judge.fault_in_fidelity(fidelity)
+        strays = judge.fault_in_fidelity(fidelity) if _is_held_to_original(stages, steps, fidelity) else ""
         costs = judge.fault_in_cost(size, before, speed)
         if final.record is None or not (strays or costs):
             return stages, fidelity, speed
@@ -34,10 +34,12 @@ def never_worse(
         stages = manager.take_back(stages, steps, culprit, strays or costs)
 
 
-def _has_student(stages: Sequence[Stage], steps: Sequence[Pass]) -> bool:
-    """Tell whether a pass gave a model that is to be trained: the original's answers are no measure of it."""
-    applied = (i for i, s in enumerate(stages) if s.record is not None and s.record.status == "applied")
-    return any(steps[i - 1].makes_student for i in applied)
+def _is_held_to_original(stages: Sequence[Stage], steps: Sequence[Pass], fidelity: Fidelity) -> bool:
+    """Tell whether the original is a measure of a model: not of a student, nor without labels of other answers."""
+    applied = [steps[i - 1] for i, s in enumerate(stages) if s.record is not None and s.record.status == "applied"]
+    if any(step.makes_student for step in applied):
+        return False
+    return fidelity.labelled or not any(step.aims_elsewhere() for step in applied)
 
 
 def _culprit(

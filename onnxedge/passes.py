@@ -228,6 +228,14 @@ class Pass:
         del follower
         return ()
 
+    def aims_elsewhere(self) -> bool:
+        """Tell whether the pass, with its options, trains for other answers than the original's: labels, a teacher.
+
+        Where samples have no labels its answers, and those of the passes behind it, are not held against the
+        original's.
+        """
+        return False
+
     def chooses_by_metric(self) -> bool:
         """Tell whether the pass, with its options, chooses by a metric: it gets every second evaluation sample then."""
         return False

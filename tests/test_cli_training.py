@@ -83,6 +83,13 @@ def test_finetune(calls: list[tuple[Path, dict[str, Any]]]) -> None:
     assert settings["overrides"] == {"finetune": {"epochs": 2, "smoothing": "0.1"}}
 
 
+def test_samples_to_train_on_are_called_data_too(calls: list[tuple[Path, dict[str, Any]]]) -> None:
+    result = run("distill", "s.onnx", "--teacher", "t.onnx", "--data", "a.npz", "--option", "tasks=[a,b=1:0.5]")
+    assert result.exit_code == 0, result.output
+    assert calls[0][1]["train"] == "a.npz"
+    assert calls[0][1]["overrides"]["distill"]["tasks"] == ["a", "b=1:0.5"]
+
+
 def test_optimize_takes_samples_to_train_on(calls: list[tuple[Path, dict[str, Any]]]) -> None:
     assert run("optimize", "m.onnx", "--passes", "prune,distill", "--train", "a.npz").exit_code == 0
     assert calls[0][1]["train"] == "a.npz"
@@ -194,5 +201,5 @@ def test_commands_have_help() -> None:
     for name in ("distill", "finetune", "compress"):
         result = run(name, "--help")
         assert result.exit_code == 0
-        assert re.search(r"--train DATA\s+Samples to train on", result.stdout)
+        assert re.search(r"--train, --data DATA\s+Samples to train on", result.stdout)
         assert name in run("--help").stdout

@@ -55,6 +55,8 @@ eval_option: Callable[[F], F] = click.option(
 )
 train_option: Callable[[F], F] = click.option(
     "--train",
+    "--data",
+    "train",
     type=click.Path(),
     metavar="DATA",
     help="Samples to train on, in the same forms as --calib; labels `y` for losses that need some.",

@@ -109,6 +109,10 @@ class Distill(Training):
             raise UserError(f"{self.name}: needs samples to train on; give --train DATA (or --calib)")
         return context.calibration
 
+    def aims_elsewhere(self) -> bool:
+        """Tell whether another teacher than the model that the pipeline began with is the aim."""
+        return bool(self.teacher)
+
     def run(self, model: ir.Model, context: Context) -> Result:
         """Train on what the teacher says."""
         if context.train is None:

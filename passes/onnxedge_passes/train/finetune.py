@@ -46,6 +46,10 @@ class Finetune(Training):
         if not self.has_labels(model, data):
             raise UserError(f"{self.name}: needs labels, {data.source} has none; give an array `y`")
 
+    def aims_elsewhere(self) -> bool:
+        """Tell that labels are the aim."""
+        return True
+
     def run(self, model: ir.Model, context: Context) -> Result:
         """Train on labels."""
         return train_model(model, context, self, Plan(objective=self._objective))

@@ -93,6 +93,17 @@ def test_a_teacher_counts_for_the_tasks_that_are_named(task: dict[str, Any], tmp
     assert errors(task["output"], task["train"])[1] < 0.6 * errors(task["model"], task["train"])[1]
 
 
+def test_without_labels_the_model_before_is_no_measure_of_what_another_teacher_taught(
+    task: dict[str, Any], tmp_path: Path
+) -> None:
+    teacher = written(parsed(HEADS, seed=7), tmp_path / "teacher.onnx")
+    passes = f'distill(teacher="{teacher}",epochs=20,batch=20,lr=0.02)'
+    report = optimize(task, passes, measure=True, max_drop=0.0)
+    assert report.passes[0].status == "applied", report.notes
+    assert report.fidelity.agreement is None or report.fidelity.agreement < 0.9
+    assert any("no labelled --eval" in note.reason for note in report.notes)
+
+
 @pytest.mark.parametrize(
     ("passes", "message"),
     [
