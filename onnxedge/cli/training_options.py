@@ -52,7 +52,11 @@ _OF_THE_RUN = (
     click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
 )
 _OF_THE_TRAINING = (
-    click.option("--epochs", type=click.IntRange(1), help="Times that all training samples are seen.  [default: 30]"),
+    click.option(
+        "--epochs",
+        type=click.IntRange(1),
+        help="Times that all training samples are seen.  [default: 30, with --minutes what fits]",
+    ),
     click.option("--minutes", type=click.FloatRange(0), help="Time to train; the epochs are made to fit."),
     click.option("--lr", type=click.FloatRange(0), help="Highest learning rate.  [default: 0.0003]"),
     click.option("--batch", type=click.IntRange(1), help="Samples a step.  [default: 64]"),

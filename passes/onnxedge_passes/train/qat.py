@@ -64,6 +64,7 @@ class Qat(Distill):
     name: ClassVar[str] = "qat"
     accuracy: ClassVar[Accuracy] = "lossy"
     needs_calibration: ClassVar[bool] = True
+    usual_epochs: ClassVar[int] = 10
 
     bits: int = 8  #: of weights: 8 or 4
     activations: Literal["auto", "int8", "float"] = "auto"  #: on a grid of 8 bits or not; auto: with bits=8
@@ -71,7 +72,7 @@ class Qat(Distill):
     block_size: int = 64  #: with bits=4: neighbours that share a scale, as in `int4`
     min_elements: int = 1024  #: with bits=4: weights of fewer elements that `int4` does not store stay float
     samples: int = 256  #: calibration samples that ranges of activations are taken from, at most
-    epochs: int = 10  #: times that all training samples are seen, at most
+    epochs: int | None = None  #: times that all training samples are seen, at most; none for 10, with minutes for 200
     lr: float = 1e-4  #: highest learning rate; it rises at first and falls as a cosine
     alpha: float = 0.9  #: 0..1, weight of the teacher; the rest is that of the labels
     batchnorm: Literal["live", "frozen"] = "frozen"  #: always frozen: it is folded before

@@ -331,7 +331,7 @@ class _Training:
         summary = f"{epochs} epochs"
         if before is not None and best is not None:
             summary += f", epoch {history.best} taken: {before.text()} -> {best.text()} on {self.chooser}"
-        if not history.finished:
+        if not history.finished and self.options.epochs is not None:
             summary += f"; the time was over after {epochs} of {self.settings.epochs} epochs"
         return Result(rewrites=changed, summary=summary, figures=figures)
 

@@ -26,6 +26,8 @@ from onnxedge.api import (
 from onnxedge_passes.train.objective import Head, Labels, Weight, find_heads, float_outputs, read_labels, read_tasks
 from onnxedge_passes.train.prepare_training import PrepareTraining
 
+_FILLED = 200  #: epochs at most where the time decides
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Pass):
@@ -34,7 +36,9 @@ class Training(Pass):
     accuracy: ClassVar[Accuracy] = "lossy"
     trains: ClassVar[bool] = True
 
-    epochs: int = 30  #: times that all training samples are seen, at most
+    usual_epochs: ClassVar[int] = 30
+
+    epochs: int | None = None  #: times that all training samples are seen, at most; none for 30, with minutes for 200
     lr: float = 3e-4  #: highest learning rate; it rises at first and falls as a cosine
     batch: int = 64  #: samples a step
     minutes: float = 0.0  #: time that may be taken, the epochs are made to fit; 0 for any
@@ -58,6 +62,13 @@ class Training(Pass):
     patience: int = 0  #: epochs without a better result after which training ends; 0 to go on
     engine: Literal["auto", "ort-training", "ort"] = "auto"  #: what computes gradients
 
+    @property
+    def most_epochs(self) -> int:
+        """How many epochs there may be; with a time that is to be filled, more than usual."""
+        if self.epochs is not None:
+            return self.epochs
+        return _FILLED if self.minutes else self.usual_epochs
+
     def settings(self, context: Context) -> TrainingSettings:
         """Return what the engine is told.
 
@@ -71,7 +82,7 @@ class Training(Pass):
             weight_decay=self.weight_decay,
             warmup=self.warmup,
             clip=self.clip,
-            epochs=self.epochs,
+            epochs=self.most_epochs,
             batch=self.batch,
             accumulate=self.accumulate,
             seed=context.seed,
@@ -129,7 +140,7 @@ class Training(Pass):
 
     def shortened(self, share: float) -> Pass:
         """Return the pass with a share of its epochs, one at least, and of its minutes."""
-        return replace(self, epochs=max(1, round(share * self.epochs)), minutes=share * self.minutes)
+        return replace(self, epochs=max(1, round(share * self.most_epochs)), minutes=share * self.minutes)
 
     def chooses_by_metric(self) -> bool:
         """Tell whether --eval chooses the epoch: every second of its samples, the others measure the result."""

@@ -409,7 +409,9 @@ def test_samples_must_lie_along_axis_0(tmp_path: Path) -> None:
 def test_defaults_are_the_settings(task: dict[str, Any]) -> None:
     context = Context(load_packaged_target("onnxedge.targets", "ort-cpu"), None, original=parsed(LOGITS), threads=2)  # type: ignore[arg-type]
     settings = Finetune(minutes=3).settings(context)
-    assert (settings.threads, settings.minutes, settings.epochs, settings.optimizer) == (2, 3, 30, "adamw")
+    assert (settings.threads, settings.minutes, settings.epochs, settings.optimizer) == (2, 3, 200, "adamw")
+    assert Finetune().settings(context).epochs == 30
+    assert Finetune(minutes=3, epochs=7).settings(context).epochs == 7
     shorter = Finetune(epochs=9, minutes=4).shortened(0.25)
     assert isinstance(shorter, Finetune)
     assert (shorter.epochs, shorter.minutes) == (2, 1)
