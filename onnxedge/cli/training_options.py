@@ -64,8 +64,8 @@ _OF_THE_TRAINING = (
         "--augment",
         multiple=True,
         metavar="STEP",
-        help="Change samples at random: flip, crop:4, scale:0.1, noise:0.1, shift:0.1, module:function; in this order."
-        "  [default: auto]",
+        help="Change samples at random: flip, crop:4, scale:0.1, noise:0.1, shift:0.1, mix:0.5, module:function; in "
+        "turn.  [default: auto]",
     ),
     click.option(
         "--option",

@@ -22,7 +22,9 @@ AUTO = "auto"  #: stands for the usual steps that change no answer, see :func:`t
 SAFE = 0.9  #: share of samples whose class must stay with a step
 _LEAST_SIDE, _LEAST_LENGTH = 16, 256  #: of images and series that have usual steps
 _ASKED = 128  #: samples that tell whether a step is safe
-_SHOWN = "auto, flip, crop:PIXELS, scale:SHARE, noise:SHARE, shift:SHARE, module:function or file.py:function"
+_SHOWN = (
+    "auto, flip, crop:PIXELS, scale:SHARE, noise:SHARE, shift:SHARE, mix:SHARE, module:function or file.py:function"
+)
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,11 @@ class Augmentation:
 
         ``flip``: every second image is mirrored, left and right. ``crop:N``: N pixels of zeros all around, and a window
         of the image's size out of that. ``scale:s``: times 1 - s to 1 + s. ``noise:s``: normal noise of s times the
-        sample's deviation. ``shift:s``: moved along the longest axis by up to s of it, zeros move in. A function is
-        called with a dict of arrays [n, ...] by input name and a generator, and returns such a dict.
+        sample's deviation. ``shift:s``: moved along the longest axis by up to s of it, zeros move in. ``mix:s``: a
+        share s of the samples is blended with another one each; a teacher says what that is. A function is called with
+        a dict of arrays [n, ...] by input name and a generator, and returns such a dict.
+
+        Source of ``mix``: Zhang et al. 2018, arXiv:1710.09412, section 2; Beyer et al. 2022, arXiv:2106.05237.
 
         ``auto`` is left out: what stands for it depends on the samples.
 
@@ -90,6 +95,8 @@ class Augmentation:
                 raise UserError(f"augment: {text}: no input of the model is float32 with a shape")
             if step is not None and target is not None and step.rank and len(target.shape) != step.rank:
                 raise UserError(f"augment: {text} is for images, input {target.name!r} is {target}")
+            if step is _BUILT_IN["mix"] and len(inputs) > 1:
+                raise UserError(f"augment: {text} is for models of one input, this one has {len(inputs)}")
 
     def apply(
         self,
@@ -114,18 +121,44 @@ class Augmentation:
         made: dict[str, Array] = {}
         count = len(next(iter(arrays.values())))
         for start in range(0, count, _CHUNK):
-            rng = np.random.default_rng([*seed, start])
-            chunk = self._changed({n: np.asarray(a[start : start + _CHUNK]) for n, a in arrays.items()}, inputs, rng)
+            chunk = {name: np.asarray(array[start : start + _CHUNK]) for name, array in arrays.items()}
+            chunk = self._changed(chunk, inputs, [*seed, start])
             for name, array in chunk.items():
                 if name not in made:
                     made[name] = _empty(arrays[name], folder, len(made))
                 made[name][start : start + _CHUNK] = array
         return made
 
-    def _changed(self, chunk: dict[str, Array], inputs: Sequence[InputSpec], rng: Rng) -> dict[str, Array]:
-        functions, target = dict(self._functions), _target(inputs)
-        for text in self.steps:
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are blended, so that their labels do not hold."""
+        return any(text.partition(":")[0] == "mix" for text in self.steps)
+
+    def relabel(self, labels: Array, seed: Sequence[int]) -> Array:
+        """Return the labels of a view: of blended samples numbers blended alike, and no classes (-1).
+
+        Args:
+            labels: class numbers or numbers, [S, ...].
+            seed: of the view.
+        """
+        if not self.mixes:
+            return labels
+        made = labels.copy()
+        for index, text in enumerate(self.steps):
             name, _, amount = text.partition(":")
+            for start in range(0, len(labels), _CHUNK) if name == "mix" else ():
+                part, rng = made[start : start + _CHUNK], np.random.default_rng([*seed, start, index])
+                if part.dtype.kind == "f":
+                    part[:] = _mix(part, float(amount), rng)
+                else:
+                    part[_draw_shares(part, float(amount), rng)[1].reshape(-1) < 1] = -1
+        return made
+
+    def _changed(self, chunk: dict[str, Array], inputs: Sequence[InputSpec], seed: Sequence[int]) -> dict[str, Array]:
+        functions, target = dict(self._functions), _target(inputs)
+        for index, text in enumerate(self.steps):
+            name, _, amount = text.partition(":")
+            rng = np.random.default_rng([*seed, index])
             if text in functions:
                 chunk = _called(text, functions[text], chunk, rng)
             elif target is not None:
@@ -253,6 +286,18 @@ def _crop(array: Array, amount: float, rng: Rng) -> Array:
     return made
 
 
+def _draw_shares(array: Array, amount: float, rng: Rng) -> tuple[Array, Array]:
+    """Return which sample is blended into each, and the share, of the array's rank, that is left of it; 1 for most."""
+    order, share = rng.permutation(len(array)), rng.random(len(array))
+    share[rng.random(len(array)) >= amount] = 1
+    return order, share.astype(np.float32).reshape(-1, *[1] * (array.ndim - 1))
+
+
+def _mix(array: Array, amount: float, rng: Rng) -> Array:
+    order, share = _draw_shares(array, amount, rng)
+    return np.asarray(share * array + (1 - share) * array[order])
+
+
 def _scale(array: Array, amount: float, rng: Rng) -> Array:
     factors = 1 + amount * (2 * rng.random(len(array)) - 1)
     return np.asarray(array * factors.reshape(-1, *[1] * (array.ndim - 1)))
@@ -279,4 +324,5 @@ _BUILT_IN = {
     "scale": _BuiltIn(_scale, 1.0),
     "noise": _BuiltIn(_noise, 1.0),
     "shift": _BuiltIn(_shift, 1.0),
+    "mix": _BuiltIn(_mix, 1.0),
 }

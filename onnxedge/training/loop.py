@@ -51,6 +51,10 @@ class Samples:
         """Return the number of the view of an epoch."""
         return 0 if not self.augmentation.steps else epoch % self.views if self.views else epoch
 
+    def labels(self, column: str, number: int) -> Array:
+        """Return the labels of a view."""
+        return self.augmentation.relabel(self.columns[column], (self.seed, number))
+
     def view(self, number: int, folder: Path | None = None) -> tuple[Mapping[str, Array], str]:
         """Return the arrays of a view, in a folder where one is given, and what they are: hash and number."""
         if not self.augmentation.steps:
@@ -197,7 +201,7 @@ class _Run:
             arrays, identity = self._samples.view(number, self._folder)
             made = dict(arrays)
             for column, name in self._composed.columns.items():
-                made[name] = self._samples.columns[column]
+                made[name] = self._samples.labels(column, number)
             if self._teacher is not None and self._composed.teachers:
                 kept = identity if self._samples.views or not self._samples.augmentation.steps else ""
                 said = self._teacher.says(arrays, kept, self._folder)

@@ -180,3 +180,24 @@ def test_what_is_usual_depends_on_the_shape(shape: tuple[int | str, ...], steps:
     x = np.random.default_rng(0).standard_normal((4, *sizes[1:])).astype(np.float32)
     tried = try_steps(lambda _: {"y": np.eye(4)}, {"x": x}, (InputSpec("x", "float32", shape),))
     assert tried == dict.fromkeys(steps, 1.0)
+
+
+def test_mix_blends_a_share_of_the_samples_and_their_numbers_alike() -> None:
+    inputs = (InputSpec("x", "float32", ("N", 5)),)
+    x = np.random.default_rng(0).standard_normal((400, 5)).astype(np.float32)
+    steps = Augmentation.parse(["mix:0.5"])
+    made = steps.apply({"x": x}, inputs, (3, 1))["x"]
+    classes, sums = np.arange(400), x.sum(1)
+    marked, blended = steps.relabel(classes, (3, 1)), steps.relabel(sums, (3, 1))
+    same = (made == x).all(1)
+    assert 150 < same.sum() < 250
+    np.testing.assert_array_equal(marked, np.where(same, classes, -1))
+    np.testing.assert_allclose(blended, made.sum(1), atol=1e-5)
+    assert (classes >= 0).all(), "the labels of other views stay"
+    assert (np.abs(made) <= np.abs(x).max()).all()
+    assert Augmentation.parse(["noise:0.1"]).relabel(classes, (3, 1)) is classes
+
+
+def test_mix_is_for_one_input() -> None:
+    with pytest.raises(UserError, match=r"mix:0\.5 is for models of one input, this one has 2"):
+        Augmentation.parse(["mix:0.5"]).check(IMAGES)

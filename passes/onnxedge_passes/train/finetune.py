@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from onnxedge.api import Accuracy, Array, Context, Result, UserError
+from onnxedge.api import Accuracy, Array, Augmentation, Context, Result, UserError
 from onnxedge_passes.train.objective import Labels, Objective
 from onnxedge_passes.train.session import Plan, train_model
 from onnxedge_passes.train.training import Training
@@ -43,6 +43,8 @@ class Finetune(Training):
         if not 0 <= self.smoothing <= 1:
             raise UserError(f"{self.name}: smoothing={self.smoothing:g} is not within 0..1")
         data = self.data(context)
+        if Augmentation.parse(self.augment).mixes:
+            raise UserError(f"{self.name}: augment: mix needs a teacher that says what a blend is; `distill` has one")
         if not self.has_labels(model, data):
             raise UserError(f"{self.name}: needs labels, {data.source} has none; give an array `y`")
 

@@ -48,7 +48,7 @@ class Training(Pass):
     warmup: float = 0.05  #: share of the steps in which the learning rate rises
     clip: float = 1.0  #: longest gradient, all weights together; 0 for any
     accumulate: int = 1  #: batches whose gradients make one step
-    augment: tuple[str, ...] = (AUTO,)  #: auto, flip, crop:4, scale:0.1, noise:0.1, shift:0.1, module:function; in turn
+    augment: tuple[str, ...] = (AUTO,)  #: auto, flip, crop:4, scale:0.1, noise:0.1, shift:0.1, mix:0.5, module:function
     views: int = 16  #: different views of the data that augmentation makes, in turns; 0 for a new one each epoch
     output: str = ""  #: name of the output that labels without a name are for; the first that they fit
     tasks: tuple[

@@ -360,6 +360,7 @@ def test_without_a_learning_rate_only_statistics_move(task: dict[str, Any], tmp_
         ("views=-1", "views=-1 must be 0 or more"),
         ("smoothing=2", "smoothing=2 is not within"),
         ("augment=[flop]", "no step 'flop'"),
+        ("augment=[mix:0.5]", "mix needs a teacher"),
         ("output=nothing", "no float32 output 'nothing'"),
     ],
 )
