@@ -30,9 +30,8 @@ _LEAST_VARIANCE = 1e-8  #: of a teacher's value whose error is measured in it
 
 
 Weight = tuple[float, float]  #: of a loss at the first step and at the last
-Labels = Mapping[
-    str, Array
-]  #: [S, ...] by the output that they are for; those of no certain output under the empty name
+#: [S, ...] by the output that they are for; under the empty name those that came without one.
+Labels = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -169,22 +168,24 @@ def find_heads(
         UserError: no output fits, or one that is named has no labels.
     """
     options: dict[str, Any] = {"kind": kind, "smoothing": smoothing}
-    heads = [label_head(model, own, who, output=name, column=f"labels.{name}", **options)
-             for name, own in labels.items() if name and (not tasks or name in tasks)]  # fmt: skip
-    taken = {head.output for head in heads}
-    if "" in labels:
-        free = tuple(name for name in tasks or (v.name or "" for v in float_outputs(model)) if name not in taken)
-        if output and tasks and output not in tasks:
-            raise UserError(f"{who}: output={output} is not among the tasks")
-        if output or free:
-            heads.append(label_head(model, labels[""], who, output=output, among=free, **options))
-            taken.add(heads[-1].output)
-    bare = [name for name in tasks if name not in taken]
+    counted = tuple(tasks) or tuple(value.name or "" for value in float_outputs(model))
+    if output and tasks and output not in tasks:
+        raise UserError(f"{who}: output={output} is not among the tasks")
+    own = [name for name in labels if name and name in counted]
+    heads: dict[str, Head] = {}
+    if "" in labels:  # it is for an output that has none of its own, if there is one
+        free = tuple(name for name in counted if name not in own) or counted
+        head = label_head(model, labels[""], who, output=output, among=free, **options)
+        heads[head.output] = head
+    for name in own:
+        if name not in heads:
+            heads[name] = label_head(model, labels[name], who, output=name, column=f"labels.{name}", **options)
+    bare = [name for name in tasks if name not in heads]
     if bare:
         raise UserError(f"{who}: tasks: {bare[0]!r} has no labels; give an array of its name")
     return [
         replace(head, loss=replace(head.loss, weight=product(weight, tasks.get(head.output, (1.0, 1.0)))))
-        for head in heads
+        for head in heads.values()
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnxedge_passes.train.objective import find_heads
 from students import CONVOLUTIONS, labelled, parsed, run, weights, written
 
 import onnxedge
@@ -82,6 +83,16 @@ def test_labels_without_a_name_go_to_the_head_that_has_none(task: dict[str, Any]
     task["train"] = samples(tmp_path / "y.npz", 200, 1, kind="y")
     report = optimize(task, "finetune(epochs=2,lr=0.02)")
     assert report.passes[0].figures["curve"]["metric"] == "mean of 2 tasks"
+
+
+def test_labels_without_a_name_win_where_every_head_has_its_own(task: dict[str, Any]) -> None:
+    model = onnxedge.api.load(task["model"])
+    onnxedge.api.infer_shapes(model)
+    rows = np.arange(6) % 3
+    labels = {"": rows, "kind": rows[::-1], "size": rows.astype("f4")}
+    heads = find_heads(model, labels, "finetune", tasks={})
+    assert [(head.output, head.column) for head in heads] == [("kind", "labels"), ("size", "labels.size")]
+    np.testing.assert_array_equal(heads[0].labels, rows)
 
 
 def test_a_teacher_counts_for_the_tasks_that_are_named(task: dict[str, Any], tmp_path: Path) -> None:
