@@ -119,12 +119,12 @@ def test_compress_runs_the_recipe_that_comes_along(calls: list[tuple[Path, dict[
     assert result.exit_code == 0, result.output
     settings = calls[0][1]
     packaged = read_recipe(RECIPE)
-    assert settings["passes"] == packaged.settings["passes"] == "prune(macs=0.5),distill,fuse,int8"
+    assert settings["passes"] == packaged.settings["passes"] == "prune(macs=0.5,repair=block),distill,fuse,int8"
     assert settings["overrides"]["distill"] == {**packaged.overrides["distill"], "epochs": 4}
     assert settings["output"] == Path("m.compressed.onnx")
     assert settings["max_drop"] == 0.02
     assert run("compress", "m.onnx", "--train", "t.npz", "--macs", "0.3").exit_code == 0
-    assert calls[1][1]["passes"] == "prune(macs=0.3),distill,fuse,int8"
+    assert calls[1][1]["passes"] == "prune(macs=0.3,repair=block),distill,fuse,int8"
 
 
 def test_compress_by_a_recipe_of_ones_own(tmp_path: Path, calls: list[tuple[Path, dict[str, Any]]]) -> None:
