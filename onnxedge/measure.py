@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,13 @@ class Judge:
         self.metric, self.metric_name = load_metric(metric), metric if metric != "none" else ""
         self.threads, self.max_drop, self.timed = threads, max_drop, timed
         self.feed: Feed = next(iter(data.feeds(1)))
+        self.whose = "the original"
+
+    def against(self, model: ir.Model) -> Judge:
+        """Return one that compares with what was trained in place of the original."""
+        other = copy.copy(self)
+        other.original, other.whose, other._last = Session(model, threads=self.threads), "what was trained", None
+        return other
 
     def _session(self, model: ir.Model | Path) -> Session:
         """Return a session on a model, the last one again where it is the same model, see :meth:`forget`."""
@@ -235,7 +243,7 @@ class Judge:
         sqnr = float("inf") if fidelity.sqnr_db is None else fidelity.sqnr_db
         if sqnr < SQNR_DB and (fidelity.agreement is None or fidelity.agreement < AGREEMENT):
             agreement = "" if fidelity.agreement is None else f", {fidelity.agreement:.1%} of the answers agree"
-            return f"strays from the original: SQNR {sqnr:.1f} dB{agreement} on {fidelity.samples} samples"
+            return f"strays from {self.whose}: SQNR {sqnr:.1f} dB{agreement} on {fidelity.samples} samples"
         return ""
 
     def fault_in_cost(self, size: Measure, before: Measure, speed: Speed | None) -> str:

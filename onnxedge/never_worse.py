@@ -24,48 +24,62 @@ def never_worse(
         final = stages[-1]
         fidelity, speed = judge.fidelity(final.model), judge.speed(final.model)
         size = size_of(final, before)
-        strays = judge.fault_in_fidelity(fidelity) if _is_held_to_original(stages, steps, fidelity) else ""
+        base = _base(stages, steps, labelled=fidelity.labelled)
+        held = judge.against(stages[base].model) if base else judge
+        strays = held.fault_in_fidelity(held.fidelity(final.model) if base else fidelity)
         costs = judge.fault_in_cost(size, before, speed)
         if final.record is None or not (strays or costs):
             return stages, fidelity, speed
-        culprit = _culprit(stages, steps, judge, before, accuracy=bool(strays))
+        culprit = _culprit(stages, steps, held if strays else judge, before, base=base if strays else None)
         if culprit is None:
             return stages, fidelity, speed
         stages = manager.take_back(stages, steps, culprit, strays or costs)
 
 
-def _is_held_to_original(stages: Sequence[Stage], steps: Sequence[Pass], fidelity: Fidelity) -> bool:
-    """Tell whether the original is a measure of a model: not of a student, nor without labels of other answers."""
-    applied = [steps[i - 1] for i, s in enumerate(stages) if s.record is not None and s.record.status == "applied"]
-    if any(step.makes_student for step in applied):
-        return False
-    return fidelity.labelled or not any(step.aims_elsewhere() for step in applied)
+def _base(stages: Sequence[Stage], steps: Sequence[Pass], *, labelled: bool) -> int:
+    """Return the stage whose answers those behind it are held against: 0, the original, but where others were learned.
+
+    A student is what its training made of it. Without labels so is a model that learned other answers than the
+    original's, unless a pass before had cost accuracy: then training is to bring that back.
+    """
+    base, student, lossy = 0, False, False
+    for index, stage in enumerate(stages):
+        if stage.record is None or stage.record.status != "applied":
+            continue
+        step = steps[index - 1]
+        student = student or step.makes_student
+        taught = student and (step.makes_student or step.trains)
+        if taught or (not (labelled or lossy) and step.aims_elsewhere()):
+            base = index
+        lossy = lossy or (step.accuracy == "lossy" and not step.aims_elsewhere())
+    return base
 
 
 def _culprit(
-    stages: Sequence[Stage], steps: Sequence[Pass], judge: Judge, before: Measure, *, accuracy: bool
+    stages: Sequence[Stage], steps: Sequence[Pass], judge: Judge, before: Measure, *, base: int | None
 ) -> int | None:
     """Return the first stage that has the fault, the pass to take back; the last one that did anything otherwise.
 
-    In accuracy it is the first that the fault stays from: training behind a pass may have mended what that one broke.
-    None where the fault is the cost of a form that the user asked for.
+    With ``base`` the fault is in accuracy and lies behind that stage: it is the first that the fault stays from, for
+    training behind a pass may have mended what that one broke. Without, it is the cost; None where that is of a form
+    that the user asked for.
     """
     applied = [i for i, s in enumerate(stages) if s.record is not None and s.record.status == "applied"]
+    if base is not None:
+        behind = [i for i in applied if i > base]
+        right = (i for i in reversed(behind[:-1]) if not judge.fault_in_fidelity(judge.fidelity(stages[i].model)))
+        mended = next(right, base)
+        return next((i for i in behind if i > mended), None)
 
-    def has_fault(stage: Stage) -> bool:
-        if accuracy:
-            return bool(judge.fault_in_fidelity(judge.fidelity(stage.model)))
+    def costs(index: int) -> bool:
+        stage = stages[index]
         return bool(judge.fault_in_cost(size_of(stage, before), before, judge.speed(stage.model)))
 
-    if not accuracy:
-        asked = [i for i in applied if steps[i - 1].sets_form]
-        if asked and (asked[-1] == applied[-1] or has_fault(stages[asked[-1]])):
-            return None
-        applied = [i for i in applied if i not in asked]
-    if accuracy:
-        mended = next((i for i in reversed(applied[:-1]) if not has_fault(stages[i])), 0)
-        return next((i for i in applied if i > mended), None)
-    return next((i for i in applied[:-1] if has_fault(stages[i])), applied[-1] if applied else None)
+    asked = [i for i in applied if steps[i - 1].sets_form]
+    if asked and (asked[-1] == applied[-1] or costs(asked[-1])):
+        return None
+    applied = [i for i in applied if i not in asked]
+    return next((i for i in applied[:-1] if costs(i)), applied[-1] if applied else None)
 
 
 def size_of(stage: Stage, before: Measure) -> Measure:

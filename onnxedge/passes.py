@@ -199,8 +199,8 @@ class Pass:
         sets_form: whether it is asked for the form that it gives (an opset, no functions), so that it is not taken back
             for being larger or slower.
         trains: whether it trains on samples that the user gives (``--train``).
-        makes_student: whether it gives a model that is to be trained, so that its answers, and those of the passes
-            behind it, are not held against the original's.
+        makes_student: whether it gives a model that is to be trained, so that its answers are not held against the
+            original's, and those of the passes behind it against what training made of it.
     """
 
     name: ClassVar[str]
@@ -231,8 +231,8 @@ class Pass:
     def aims_elsewhere(self) -> bool:
         """Tell whether the pass, with its options, trains for other answers than the original's: labels, a teacher.
 
-        Where samples have no labels its answers, and those of the passes behind it, are not held against the
-        original's.
+        Where samples have no labels its answers are not held against the original's, and those of the passes behind it
+        against its own.
         """
         return False
 

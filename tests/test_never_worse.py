@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from onnxedge.never_worse import _culprit
+from onnxedge.never_worse import _base, _culprit
 
 
 class Judge:
@@ -39,8 +39,40 @@ def stages(*losses: float, idle: int = -1) -> list[Any]:
     ],
 )
 def test_the_culprit_of_lost_accuracy(losses: tuple[float, ...], culprit: int) -> None:
-    assert _culprit(stages(*losses), (), Judge(), None, accuracy=True) == culprit  # type: ignore[arg-type]
+    assert _culprit(stages(*losses), (), Judge(), None, base=0) == culprit  # type: ignore[arg-type]
 
 
 def test_passes_that_did_nothing_are_none() -> None:
-    assert _culprit(stages(0.05, 0.05, idle=0), (), Judge(), None, accuracy=True) == 2  # type: ignore[arg-type]
+    assert _culprit(stages(0.05, 0.05, idle=0), (), Judge(), None, base=0) == 2  # type: ignore[arg-type]
+
+
+def step(name: str) -> Any:
+    """Return a pass: `student`, `train` (towards the original), `teach` (elsewhere), `lossy`, `exact`."""
+    return SimpleNamespace(
+        makes_student=name == "student",
+        trains=name in ("train", "teach"),
+        aims_elsewhere=lambda: name == "teach",
+        accuracy="exact" if name == "exact" else "lossy",
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "labelled", "base"),
+    [
+        ("lossy train lossy", False, 0),
+        ("teach lossy", False, 1),
+        ("exact teach lossy", False, 2),
+        ("lossy teach lossy", False, 0),  # training is to bring back what the cut cost
+        ("teach lossy", True, 0),
+        ("student lossy", True, 1),
+        ("student train lossy", True, 2),
+        ("exact student lossy teach exact", False, 4),
+    ],
+)
+def test_what_is_held_against_which_answers(names: str, labelled: bool, base: int) -> None:
+    passes = [step(name) for name in names.split()]
+    assert _base(stages(*[0.0] * len(passes)), passes, labelled=labelled) == base
+
+
+def test_the_culprit_behind_what_was_trained() -> None:
+    assert _culprit(stages(0.5, 0.0, 0.01, 0.05, 0.06), (), Judge(), None, base=2) == 4  # type: ignore[arg-type]
