@@ -17,6 +17,7 @@ from onnxedge.api import (
     SAFE,
     Array,
     Augmentation,
+    CannotRun,
     Choice,
     Context,
     Data,
@@ -30,6 +31,7 @@ from onnxedge.api import (
     Teacher,
     TrainingSamples,
     TrainingScore,
+    UserError,
     compose,
     constant,
     digest_of,
@@ -256,9 +258,11 @@ class _Training:
         model = self.plan.teacher if self.plan.teacher is not None else self.context.original
         names = [value.name or "" for value in model.graph.outputs]
         tried: dict[str, float] = {}
-        if len(model_inputs(model)) == len(arrays):
+        try:
             teacher = Teacher(model, names, list(arrays), threads=self.context.threads)
             tried = try_steps(teacher.answers, arrays, self.data.inputs)
+        except (UserError, CannotRun) as err:  # other inputs, or an output without a row for each sample
+            self.context.note(None, f"augment=auto: nothing, for the original cannot be asked: {err}")
         for text, share in tried.items():
             verdict = "taken" if share >= SAFE else "left out"
             self.context.note(None, f"augment=auto: {text} {verdict}: {100 * share:.0f} % of samples keep their class")

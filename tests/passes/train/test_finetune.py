@@ -416,3 +416,11 @@ def test_defaults_are_the_settings(task: dict[str, Any]) -> None:
     shorter = Finetune(epochs=9, minutes=4).shortened(0.25)
     assert isinstance(shorter, Finetune)
     assert (shorter.epochs, shorter.minutes) == (2, 1)
+
+
+def test_an_original_that_cannot_be_asked_gives_no_usual_steps(tmp_path: Path) -> None:
+    text = CONVOLUTIONS.replace("8, 8] x", "16, 16] x").replace("y)", "y, float most)", 1)
+    model = parsed(text.replace("y = Gemm(f, head, bias)", "y = Gemm(f, head, bias) most = ReduceMax<keepdims=0>(y)"))
+    train = labelled(model, tmp_path / "train.npz", 64)
+    report = onnxedge.optimize(model, "finetune(epochs=1,select=last)", train=train, measure=False).report
+    assert any("augment=auto: nothing, for the original cannot be asked" in note.reason for note in report.notes)
