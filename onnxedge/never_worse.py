@@ -29,6 +29,9 @@ def never_worse(
         strays = held.fault_in_fidelity(held.fidelity(final.model) if base else fidelity)
         costs = judge.fault_in_cost(size, before, speed)
         if final.record is None or not (strays or costs):
+            if base and not fidelity.labelled:
+                manager.context.begin(steps[base - 1].name)
+                manager.context.note(None, "no labelled --eval: the original is no measure of it; see its own score")
             return stages, fidelity, speed
         culprit = _culprit(stages, steps, held if strays else judge, before, base=base if strays else None)
         if culprit is None:

@@ -109,8 +109,6 @@ class Training(Pass):
         quiet = Context(context.target, None, original=trial, seed=context.seed, threads=context.threads)
         quiet.begin(self.name)
         PrepareTraining().prepare(trial, quiet)
-        if self.aims_elsewhere() and not (context.evaluation is not None and context.evaluation.has_labels):
-            context.note(None, "no labelled --eval: what was before is no measure of what it learns; see its own score")
         for note in quiet.notes:
             if "not trained" in note.reason or "nothing to train" in note.reason:
                 context.note(note.where, note.reason)

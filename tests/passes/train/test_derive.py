@@ -324,6 +324,9 @@ def test_a_student_is_not_taken_back() -> None:
     assert any("a student" in note.reason for note in both.report.notes)
     both = onnxedge.optimize(resnet(), [Derive(init="random"), FoldBatchnorm()], calib={"x": calib})
     assert [record.status for record in both.report.passes] == ["applied", "applied"]
+    alone = onnxedge.optimize(resnet(), [Scrambled()], calib={"x": calib})
+    assert [record.status for record in alone.report.passes] == ["rolled back"]
+    assert "strays from the original" in alone.report.passes[0].reason
 
 
 @pytest.mark.usefixtures("untimed")

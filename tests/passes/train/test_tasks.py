@@ -113,6 +113,9 @@ def test_without_labels_the_model_before_is_no_measure_of_what_another_teacher_t
     assert report.passes[0].status == "applied", report.notes
     assert report.fidelity.agreement is None or report.fidelity.agreement < 0.9
     assert any("no labelled --eval" in note.reason for note in report.notes)
+    labelled_test = samples(tmp_path / "test.npz", 60, 2, kind="y")
+    report = optimize(task, passes, measure=True, max_drop=1.0, eval=labelled_test)
+    assert not any("no labelled --eval" in note.reason for note in report.notes)
 
 
 @pytest.mark.parametrize(
